@@ -1,0 +1,409 @@
+"""The typed run file: strict, frozen, with near-miss hints, dotted overrides and a JSON schema.
+
+A run file is TOML. Unknown keys are refused with the nearest known key named; every value is checked when the file is
+read, before any data or model is touched. Only what this version does is accepted: a value for a later version is an
+error, never ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from troth.errors import ConfigError
+
+__all__ = [
+    "AttackConfig",
+    "BuiltinConfig",
+    "DataConfig",
+    "FairnessConfig",
+    "FederatedConfig",
+    "GateConfig",
+    "LocalConfig",
+    "ModelConfig",
+    "PartitionConfig",
+    "PrivacyConfig",
+    "ReportConfig",
+    "RunConfig",
+    "RunSection",
+    "SelectionConfig",
+    "ServerConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "json_schema",
+    "load",
+    "override",
+    "parse",
+]
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NonNegative = Annotated[FiniteFloat, Field(ge=0)]
+Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class RunSection(_Section):
+    """Who the run is: its name, public seed and folder."""
+
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**63, description="public randomness: initialisation, public shuffles, plots")
+    out: str = Field("runs", min_length=1, description="the folder that holds run folders")
+    insecure_seed: int | None = Field(
+        None, ge=0, description="makes private randomness reproducible; wants guarantee = 'none'"
+    )
+    guarantee: Literal["differential_privacy", "none"] | None = Field(
+        None, description="'none' allows what voids a guarantee, and stamps it on ledger, run and report"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class ModelConfig(_Section):
+    """The model: a preset, or a checkpoint folder or hub id."""
+
+    preset: Literal["tiny-bert", "mini-bert", "tiny-gpt2", "tiny-t5"] | None = None
+    checkpoint: str | None = Field(None, min_length=1)
+    layers: Count | None = None
+    width: Count | None = None
+    heads: Count | None = None
+    vocabulary_size: Annotated[int, Field(ge=64)] | None = None
+    max_length: Annotated[int, Field(ge=8, le=4096)] = Field(128, description="tokens; longer texts are cut")
+    trainable: Literal["all", "head"] | dict[Literal["freeze"], list[str]] = "all"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.preset is None) == (self.checkpoint is None):
+            raise ValueError("give exactly one of model.preset and model.checkpoint")
+        if self.checkpoint and (self.layers or self.width or self.heads or self.vocabulary_size):
+            raise ValueError("layers, width, heads and vocabulary_size shape a preset, not a checkpoint")
+        return self
+
+
+class BuiltinConfig(_Section):
+    """The built-in corpus: generated, so that the truth about groups, users and canaries is known."""
+
+    name: Literal["home"] = "home"
+    rows: Annotated[int, Field(ge=200, le=1_000_000)] = 10_000
+    bias: Share = 0.0
+    users: Annotated[int, Field(ge=2)] = 200
+    canaries: Annotated[int, Field(ge=0, le=10_000)] = 0
+    canary_repeats: Count = 1
+    seed: int = Field(0, ge=0)
+
+
+class DataConfig(_Section):
+    """Where the text lies and which column plays which role."""
+
+    train: str | list[str] | None = None
+    validation: str | list[str] | None = None
+    test: str | list[str] | None = None
+    builtin: BuiltinConfig | None = None
+    columns: list[str] | None = Field(None, min_length=1, description="names where a table has no header")
+    text: str | None = None
+    label: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
+    question: str | None = None
+    context: str | None = None
+    answers: str | None = None
+    source: str | None = None
+    target: str | None = None
+    id: str | None = None
+    user: str | None = None
+    group: str | None = None
+    time: str | None = None
+    original: str | None = None
+    dataset_id: str | None = Field(None, min_length=1, description="key of the data set's budget in the ledger")
+    unseen_labels: Literal["refuse", "count_as_error"] = "refuse"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.train is None) == (self.builtin is None):
+            raise ValueError("give exactly one of data.train and data.builtin")
+        return self
+
+
+class TaskConfig(_Section):
+    """What the model learns."""
+
+    kind: Literal["classification", "tagging", "question_answering", "seq2seq", "language_modeling"]
+    objective: Literal["causal", "masked"] | None = None
+
+    @model_validator(mode="after")
+    def _objective(self) -> Self:
+        if self.objective is not None and self.kind != "language_modeling":
+            raise ValueError("task.objective goes with kind = 'language_modeling'")
+        return self
+
+
+class TrainConfig(_Section):
+    """The training loop."""
+
+    epochs: Count = 3
+    learning_rate: Positive = 1e-3
+    expected_batch_size: Count = 64
+    physical_batch_size: Count | Literal["auto"] = "auto"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["linear", "constant"] = "linear"
+    weight_decay: NonNegative = 0.0
+    momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    checkpoint_every: Count | None = Field(None, description="steps; default: once an epoch")
+    keep_checkpoints: Count = 2
+
+
+class PrivacyConfig(_Section):
+    """The differential privacy asked for."""
+
+    target_epsilon: Positive | None = None
+    noise_multiplier: Positive | None = None
+    target_delta: Fraction
+    unit: Literal["example"] = "example"
+    clipping: Literal["flat"] = "flat"
+    clipping_norm: Positive = 0.1
+    sampler: Literal["poisson"] = "poisson"
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.target_epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
+        if self.target_delta > 0.1:
+            raise ValueError("privacy.target_delta must be far below 1/n, such as 1e-5")
+        return self
+
+
+class PartitionConfig(_Section):
+    """Clients made by a partition instead of a user column."""
+
+    partition: Literal["label_dirichlet", "iid"]
+    clients: Annotated[int, Field(ge=2)]
+    concentration: Positive = 1.0
+
+
+class SelectionConfig(_Section):
+    """Which clients a round takes, and the weight that goes with that choice."""
+
+    by: Literal["uniform", "activity"] = "uniform"
+    power: Annotated[FiniteFloat, Field(ge=0, le=4)] = 1.0
+    weight: Literal["equal", "samples", "inverse_probability"] | None = Field(
+        None, description="default: samples with uniform, equal with activity"
+    )
+    allow_double_count: bool = False
+
+
+class LocalConfig(_Section):
+    """What a client does in a round."""
+
+    epochs: Count = 1
+    batch_size: Count = 8
+    learning_rate: Positive = 0.1
+
+
+class ServerConfig(_Section):
+    """What the server does with the weighted mean of client updates."""
+
+    optimizer: Literal["sgd"] = "sgd"
+    learning_rate: Positive = 1.0
+
+
+class FederatedConfig(_Section):
+    """A federation simulated in this process."""
+
+    clients: Literal["user"] | PartitionConfig = "user"
+    algorithm: Literal["fedavg"] = "fedavg"
+    selection: SelectionConfig = SelectionConfig()
+    rounds: Count = 50
+    cohort_size: Count = 20
+    local: LocalConfig = LocalConfig()
+    server: ServerConfig = ServerConfig()
+    engine: Literal["local"] = "local"
+    evaluate_every: Count = Field(5, description="rounds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_selection(cls, data: object) -> object:
+        if isinstance(data, Mapping) and isinstance(data.get("selection"), str):
+            return {**data, "selection": {"by": data["selection"]}}
+        return data
+
+
+class AttackConfig(_Section):
+    """Which attacks to run, and on whom."""
+
+    membership: list[Literal["loss"]] = Field(["loss"], min_length=1)
+    nonmembers: str = Field("test", description="'test', 'validation' or a file of rows never trained on")
+    maximum_members: Count = Field(20_000, description="members drawn at random where there are more")
+
+
+class FairnessConfig(_Section):
+    """Which fairness metrics to take."""
+
+    metrics: list[Literal["accuracy_gap"]] = Field(["accuracy_gap"], min_length=1)
+
+
+class ReportConfig(_Section):
+    """Where the report goes."""
+
+    path: str = Field("report.html", min_length=1, description="relative to the run folder unless absolute")
+
+
+class GateConfig(_Section):
+    """Rules that must hold: ``NAME[.value|.low|.high|.n] OP NUMBER``."""
+
+    rules: list[str] = Field(min_length=1)
+
+
+class RunConfig(_Section):
+    """A whole run file, resolved."""
+
+    run: RunSection
+    model: ModelConfig
+    data: DataConfig
+    task: TaskConfig
+    train: TrainConfig = TrainConfig()
+    privacy: PrivacyConfig | None = None
+    federated: FederatedConfig | None = None
+    attack: AttackConfig | None = None
+    fairness: FairnessConfig | None = None
+    report: ReportConfig | None = None
+    gate: GateConfig | None = None
+    grid: dict[str, list[Any]] | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.run.insecure_seed is not None and self.run.guarantee != "none":
+            raise ValueError("run.insecure_seed makes the noise predictable: write run.guarantee = 'none' with it")
+        if self.privacy is not None and self.federated is not None:
+            raise ValueError("a private federation is not part of this version: remove [privacy] or [federated]")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved file as plain JSON values, absent sections left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def _known_keys(path: Sequence[str | int]) -> list[str]:
+    """Return the keys allowed in the section at `path`."""
+    model: Any = RunConfig
+    for part in path:
+        if not isinstance(part, str) or not hasattr(model, "model_fields") or part not in model.model_fields:
+            continue
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _line(error: ErrorDetails) -> str:
+    """Return one line for one pydantic error: the key, what is wrong, the way out."""
+    path = [p for p in error["loc"] if not (isinstance(p, str) and (p.endswith("Config") or "[" in p))]
+    key = ".".join(str(p) for p in path)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1]), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(_known_keys(path[:-1]))}"
+        return f"unknown key {key}: {hint}"
+    if error["type"] == "missing":
+        return f"{key} is required"
+    message = error["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    shown = repr(error["input"])
+    if error["type"] == "value_error" or len(shown) > 60:
+        return f"{key}: {message}"
+    return f"{key} = {shown}: {message[:1].lower()}{message[1:]}"
+
+
+def parse(data: Mapping[str, Any], source: str = "run file") -> RunConfig:
+    """Return the checked configuration of a mapping.
+
+    Raises:
+        ConfigError: one line that names the source, the key and the way out.
+    """
+    try:
+        return RunConfig.model_validate(dict(data))
+    except ValidationError as error:
+        lines = [_line(e) for e in error.errors(include_url=False)]
+        unique = list(dict.fromkeys(lines))
+        more = f" (and {len(unique) - 1} more)" if len(unique) > 1 else ""
+        raise ConfigError(f"{source}: {unique[0]}{more}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the mapping of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such run file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder, not a run file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; save the run file as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _value(text: str) -> object:
+    """Return the TOML value of an override's right side; a bare word is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def override(data: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return `data` with dotted assignments such as ``privacy.target_epsilon=8`` applied in order.
+
+    Raises:
+        ConfigError: an assignment is not ``section.key=value`` or runs through something that is no section.
+    """
+    out: dict[str, Any] = json.loads(json.dumps(dict(data), default=str))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        parts = [p.strip() for p in key.split(".")]
+        if not equals or not all(parts):
+            raise ConfigError(f"--set {assignment}: write section.key=value")
+        node = out
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {assignment}: {part} is a value, not a section")
+        node[parts[-1]] = _value(text.strip())
+    return out
+
+
+def load(path: str | Path, assignments: Sequence[str] = (), without: Sequence[str] = ()) -> RunConfig:
+    """Return the checked run file with overrides applied and the named sections left out.
+
+    Raises:
+        ConfigError: as in `read_toml`, `override` and `parse`.
+    """
+    data = override(read_toml(Path(path)), assignments)
+    for section in without:
+        if section not in RunConfig.model_fields:
+            raise ConfigError(f"--without {section}: no such section; sections: {', '.join(RunConfig.model_fields)}")
+        data.pop(section, None)
+    return parse(data, str(path))
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a run file, for editors."""
+    schema = RunConfig.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "troth run file", **schema}
