@@ -8,6 +8,7 @@ error, never ignored.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -37,10 +38,12 @@ __all__ = [
     "ServerConfig",
     "TaskConfig",
     "TrainConfig",
+    "digest",
     "json_schema",
     "load",
     "override",
     "parse",
+    "to_toml",
 ]
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -407,3 +410,41 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a run file, for editors."""
     schema = RunConfig.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "troth run file", **schema}
+
+
+def _toml_value(value: object) -> str:
+    """Return a TOML value; JSON's escapes of strings are TOML's."""
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_key(key: object) -> str:
+    text = str(key)
+    return text if text.replace("_", "").replace("-", "").isalnum() and text.isascii() else json.dumps(text)
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the resolved run file as TOML; `parse` of it gives the same configuration."""
+    lines: list[str] = []
+    for section, values in config.to_dict().items():
+        lines.append(f"[{_toml_key(section)}]")
+        lines.extend(f"{_toml_key(key)} = {_toml_value(value)}" for key, value in values.items())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def digest(config: RunConfig, ignore: Sequence[str] = ("run.out", "train.physical_batch_size")) -> str:
+    """Return a SHA-256 of what decides a run's result; `ignore` names what does not."""
+    data: dict[str, Any] = config.to_dict()
+    for key in ignore:
+        section, _, name = key.partition(".")
+        if section in data:
+            data[section].pop(name, None)
+    for section in ("report", "gate", "grid"):
+        data.pop(section, None)
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
