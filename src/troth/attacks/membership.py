@@ -1,0 +1,221 @@
+"""Membership inference: from scores of members and non-members to measurements that can be defended.
+
+An attack turns what a model says about an example into a score, higher = more likely a member. `measure_membership`
+turns the scores of any attack into the measurements of the contract; `loss_attack` is the first attack. Arrays in,
+records out: a model trained anywhere can be audited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from troth.attacks.roc import MINIMUM_FALSE_POSITIVES, OperatingPoint, auc, roc_points, scores_of, tpr_at_fpr
+from troth.errors import DataError
+from troth.intervals import Interval
+from troth.results import Json, Measurement
+from troth.seeds import PublicSeeds
+
+__all__ = ["MembershipResult", "loss_attack", "measure_membership", "overlapping_nonmembers"]
+
+MINIMUM_EXAMPLES = 30  # on each side, below which DeLong's normal approximation is not relied on
+
+
+class MembershipResult(NamedTuple):
+    """What a membership attack found.
+
+    Attributes:
+        measurements: area under the curve, and for each false-positive rate the true-positive rate and the rate
+            achieved; warnings stand in each one's protocol.
+        series: ``<prefix>.roc`` -> points of the curve, for plotting.
+    """
+
+    measurements: tuple[Measurement, ...]
+    series: dict[str, list[dict[str, Json]]]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Each warning of the measurements once, with the measurement's name."""
+        found = [(m.name, w) for m in self.measurements for w in _texts(m.protocol.get("warnings"))]
+        return tuple(dict.fromkeys(f"{name}: {text}" for name, text in found))
+
+
+def _texts(value: Json) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list) else []
+
+
+def overlapping_nonmembers(member_ids: Sequence[object], nonmember_ids: Sequence[object]) -> np.ndarray:
+    """Return a mask [non-members]: True where a non-member's id (or row hash, or text) is also a member's.
+
+    >>> overlapping_nonmembers(["a", "b"], ["b", "c"])
+    array([ True, False])
+    """
+    known = set(np.asarray(member_ids, dtype=object).tolist())
+    return np.array([i in known for i in np.asarray(nonmember_ids, dtype=object).tolist()], dtype=bool)
+
+
+def _refuse_overlap(ids: tuple[Sequence[object], Sequence[object]], members: int, nonmembers: int) -> None:
+    """Refuse ids that do not fit the scores, and examples on both sides. Ids may be texts: only rows are named."""
+    for side, given, scores in (("member", ids[0], members), ("non-member", ids[1], nonmembers)):
+        if len(given) != scores:
+            raise DataError(f"{len(given)} {side} ids for {scores} {side} scores: give one id per score")
+    both = np.flatnonzero(overlapping_nonmembers(*ids))
+    if len(both):
+        raise DataError(
+            f"{len(both)} of {nonmembers} non-members are members too (first: non-member row {both[0]}); "
+            "leave them out of the non-members: no attack can tell them apart"
+        )
+
+
+def loss_attack(
+    member_losses: np.ndarray,
+    nonmember_losses: np.ndarray,
+    *,
+    seeds: PublicSeeds,
+    prefix: str = "attack.membership.loss",
+    false_positive_rates: Sequence[float] = (0.01,),
+    ids: tuple[Sequence[object], Sequence[object]] | None = None,
+    outside_guarantee: bool = True,
+) -> MembershipResult:
+    """Return what thresholding the loss tells about membership (Yeom et al., CSF 2018): score = -loss.
+
+    Args:
+        member_losses: [members] per-example losses of the model on rows that it was trained on.
+        nonmember_losses: [non-members] losses on rows of the same distribution that it never saw.
+        seeds: public seed of the split of the non-members.
+        prefix: start of the measurements' names.
+        false_positive_rates: rates at which the true-positive rate is taken, each in (0, 1).
+        ids: ids (or row hashes) of members and of non-members; given, an overlap is refused.
+        outside_guarantee: whether the members' losses lie outside of what an epsilon covers; they do, unless public.
+
+    Raises:
+        DataError: NaN, infinite or no losses, too few for an area, or non-members that are members too.
+    """
+    members = scores_of(member_losses, "member losses")
+    nonmembers = scores_of(nonmember_losses, "non-member losses")
+    if ids is not None:
+        _refuse_overlap(ids, len(members), len(nonmembers))
+    return measure_membership(
+        -members,
+        -nonmembers,
+        seeds=seeds,
+        prefix=prefix,
+        false_positive_rates=false_positive_rates,
+        protocol={"score": "-loss"},
+        outside_guarantee=outside_guarantee,
+    )
+
+
+def measure_membership(
+    member_scores: np.ndarray,
+    nonmember_scores: np.ndarray,
+    *,
+    seeds: PublicSeeds,
+    prefix: str,
+    false_positive_rates: Sequence[float] = (0.01,),
+    protocol: Mapping[str, Json] = {},
+    outside_guarantee: bool = True,
+) -> MembershipResult:
+    """Return the measurements and the curve of any attack's scores, higher = member.
+
+    All non-members count for the area and the curve. For the rates they are split in two by the public seed: one half
+    (the smaller, where their number is odd) sets the threshold, the other measures the false-positive rate achieved.
+
+    Names: ``<prefix>.auc``, and for each rate r ``<prefix>.tpr_at_fpr_r`` and ``<prefix>.fpr_at_threshold_r``.
+
+    Guarantees:
+    - members and evaluation non-members never touch the threshold;
+    - the threshold's expected false-positive rate on fresh non-members is at most r;
+    - where fewer than 10 false positives are expected among the evaluation non-members, `supported` is False.
+
+    Raises:
+        DataError: NaN, infinite or no scores, or fewer than two on a side.
+    """
+    members, nonmembers = scores_of(member_scores, "member scores"), scores_of(nonmember_scores, "non-member scores")
+    facts = {**protocol, "members": len(members), "nonmembers": len(nonmembers)}
+    order = seeds.generator("attack", "threshold split").permutation(len(nonmembers))
+    held_out, evaluation = np.split(nonmembers[order], [len(nonmembers) // 2])
+    found = [_area(members, nonmembers, prefix, facts)]
+    for rate in false_positive_rates:
+        point = tpr_at_fpr(members, held_out, evaluation, rate)
+        found += [_true_positives(point, prefix, facts), _false_positives(point, prefix, facts)]
+    stamped = tuple(replace(m, outside_guarantee=outside_guarantee) for m in found)
+    return MembershipResult(stamped, {f"{prefix}.roc": roc_points(members, nonmembers)})
+
+
+def _area(members: np.ndarray, nonmembers: np.ndarray, prefix: str, facts: Mapping[str, Json]) -> Measurement:
+    area = auc(members, nonmembers)
+    fewest = min(len(members), len(nonmembers))
+    warnings: list[Json] = []
+    if fewest < MINIMUM_EXAMPLES:
+        warnings.append(f"{fewest} examples on the smaller side: the interval wants {MINIMUM_EXAMPLES}")
+    return Measurement(
+        f"{prefix}.auc",
+        area.value,
+        area.interval.low,
+        area.interval.high,
+        area.interval.confidence,
+        area.interval.method,
+        len(members) + len(nonmembers),
+        "probability",
+        direction="lower",
+        neutral=0.5,
+        supported=fewest >= MINIMUM_EXAMPLES,
+        protocol={**facts, "warnings": warnings},
+    )
+
+
+def _true_positives(point: OperatingPoint, prefix: str, facts: Mapping[str, Json]) -> Measurement:
+    made = _rate(f"{prefix}.tpr_at_fpr_{point.target:g}", point, point.true_positive_rate, point.true_positive_interval)
+    return replace(made, n=point.members, direction="lower", protocol={**facts, **made.protocol})
+
+
+def _false_positives(point: OperatingPoint, prefix: str, facts: Mapping[str, Json]) -> Measurement:
+    name = f"{prefix}.fpr_at_threshold_{point.target:g}"
+    made = _rate(name, point, point.false_positive_rate, point.false_positive_interval)
+    return replace(made, n=point.evaluated, protocol={**facts, **made.protocol})
+
+
+def _rate(name: str, point: OperatingPoint, value: float, interval: Interval) -> Measurement:
+    """Return one of the two rates; without a threshold neither has a value."""
+    known = math.isfinite(point.threshold)
+    return Measurement(
+        name,
+        value if known else None,
+        interval.low if known else None,
+        interval.high if known else None,
+        interval.confidence,
+        interval.method,
+        0,
+        "fraction",
+        neutral=point.target,
+        supported=point.supported,
+        protocol={
+            "target_false_positive_rate": point.target,
+            "threshold": point.threshold if known else None,
+            "threshold_source": "held-out non-members, split off by the public seed",
+            "nonmembers_for_threshold": point.held_out,
+            "nonmembers_for_evaluation": point.evaluated,
+            "ties": "scores equal to the threshold count as non-members",
+            "warnings": _rate_warnings(point),
+        },
+    )
+
+
+def _rate_warnings(point: OperatingPoint) -> list[Json]:
+    if not math.isfinite(point.threshold):
+        return [
+            f"{point.held_out} held-out non-members cannot set a threshold for a false-positive rate of "
+            f"{point.target:g}: it wants {math.ceil(1 / point.target) - 1:,}"
+        ]
+    if not point.supported:
+        wanted = math.ceil(MINIMUM_FALSE_POSITIVES / point.target - 1e-9)
+        return [
+            f"{point.evaluated} evaluation non-members are too few for a false-positive rate of {point.target:g}: "
+            f"it wants {wanted:,}, hence {2 * wanted:,} non-members in all"
+        ]
+    return []
