@@ -69,7 +69,7 @@ def test_names_units_and_protocol_follow_the_contract() -> None:
 def test_result_unpacks_into_measurements_and_series() -> None:
     measurements, series = loss_attack(np.arange(50.0), np.arange(50.0), seeds=SEEDS)
     assert measurements[0].value == pytest.approx(0.5)
-    assert series["attack.membership.loss.roc"][0]["false_positive_rate"] == 0
+    assert series["attack.membership.loss.roc"][0]["fpr"] == 0
 
 
 def test_several_rates_each_have_their_names() -> None:

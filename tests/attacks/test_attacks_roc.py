@@ -140,20 +140,20 @@ def test_achieved_rate_interval_covers_the_true_rate() -> None:
 @settings(max_examples=50, deadline=None)
 def test_curve_runs_from_corner_to_corner_and_never_falls(members: np.ndarray, nonmembers: np.ndarray) -> None:
     rows = roc_points(members, nonmembers)
-    false = [r["false_positive_rate"] for r in rows]
-    true = [r["true_positive_rate"] for r in rows]
+    false = [r["fpr"] for r in rows]
+    true = [r["tpr"] for r in rows]
     assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
     assert false == sorted(false) and true == sorted(true)
     assert np.trapezoid(true, false) == pytest.approx(auc(members, nonmembers).value, abs=1e-12)
-    assert all(r["true_positive_low"] <= r["true_positive_rate"] <= r["true_positive_high"] for r in rows)
+    assert all(r["low"] <= r["tpr"] <= r["high"] for r in rows)
 
 
 def test_thinning_keeps_the_shape_on_both_scales() -> None:
     generator = np.random.default_rng(1)
     members, nonmembers = generator.normal(1, 1, 50_000), generator.normal(0, 1, 50_000)
     rows = roc_points(members, nonmembers, maximum=200)
-    false = np.array([r["false_positive_rate"] for r in rows])
-    true = np.array([r["true_positive_rate"] for r in rows])
+    false = np.array([r["fpr"] for r in rows])
+    true = np.array([r["tpr"] for r in rows])
     assert 100 <= len(rows) <= 200
     assert np.trapezoid(true, false) == pytest.approx(auc(members, nonmembers).value, abs=2e-3)
     assert np.diff(np.log10(false[false > 1e-4])).max() < 0.2

@@ -161,7 +161,7 @@ def _area(members: np.ndarray, nonmembers: np.ndarray, prefix: str, facts: Mappi
         area.interval.confidence,
         area.interval.method,
         len(members) + len(nonmembers),
-        "probability",
+        "fraction",
         direction="lower",
         neutral=0.5,
         supported=fewest >= MINIMUM_EXAMPLES,

@@ -226,8 +226,8 @@ def roc_points(
 ) -> list[dict[str, Json]]:
     """Return points of the empirical ROC curve for plotting, from (0, 0) to (1, 1), thinned to at most `maximum`.
 
-    Each row is a point of the full curve: ``false_positive_rate``, ``true_positive_rate`` and the pointwise
-    Clopper-Pearson band ``true_positive_low``, ``true_positive_high``. Thinning keeps points evenly on linear and on
+    Each row is a point of the full curve: ``fpr``, ``tpr`` and the pointwise Clopper-Pearson band ``low``, ``high`` of
+    the latter. Thinning keeps points evenly on linear and on
     logarithmic axes. The curve runs over all thresholds, hence is for the eye: claims come from `tpr_at_fpr`.
 
     Raises:
@@ -246,10 +246,10 @@ def roc_points(
         band = clopper_pearson(hits, len(members), confidence)
         rows.append(
             {
-                "false_positive_rate": alarms / len(nonmembers),
-                "true_positive_rate": hits / len(members),
-                "true_positive_low": band.low,
-                "true_positive_high": band.high,
+                "fpr": alarms / len(nonmembers),
+                "tpr": hits / len(members),
+                "low": band.low,
+                "high": band.high,
             }
         )
     return rows
