@@ -11,6 +11,7 @@ TrothError                     exit code 1: the work failed
 │   ├── BudgetError            the data set's budget does not cover the plan
 │   └── EngineStateError       the private engine was driven in an order that would void its guarantee
 ├── RunError                   exit code 1: a run folder, its index or its disk
+│   ├── Interrupted            exit code 1: the user stopped it; what was done can be resumed
 │   └── ResumeError            exit code 2: nothing to resume, or resumed under a changed configuration
 └── GateNotMet                 exit code 3: a gate's rule does not hold
 """
@@ -24,6 +25,7 @@ __all__ = [
     "EngineStateError",
     "GateNotMet",
     "InputError",
+    "Interrupted",
     "MissingExtraError",
     "ModelError",
     "PrivacyError",
@@ -82,6 +84,10 @@ class EngineStateError(PrivacyError):
 
 class RunError(TrothError):
     """A run folder, its index or its disk failed."""
+
+
+class Interrupted(RunError):  # noqa: N818  says what happened
+    """The user stopped the work; what was done can be resumed."""
 
 
 class ResumeError(RunError):

@@ -139,9 +139,7 @@ def computed(
     name: str, value: float, n: int, unit: str, *, direction: Direction = "neutral", protocol: Mapping[str, Json] = {}
 ) -> Measurement:
     """Return a count, cost or computed bound: a number without sampling error (``interval_method = "exact"``)."""
-    return Measurement(
-        name, value, value, value, 1.0, "exact", n, unit, direction=direction, protocol=dict(protocol)
-    )
+    return Measurement(name, value, value, value, 1.0, "exact", n, unit, direction=direction, protocol=dict(protocol))
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,9 @@ def find_finished(config: RunConfig, out: Path) -> RunFolder:
     """
     finished = [f for f in run_folders(out, config.run.name) if f.finished]
     if not finished:
-        raise ResumeError(f"{out}: no finished run named {config.run.name}; run 'troth train' first or give --run FOLDER")
+        raise ResumeError(
+            f"{out}: no finished run named {config.run.name}; run 'troth train' first or give --run FOLDER"
+        )
     return finished[-1]
 
 

@@ -95,5 +95,7 @@ def check(record: Record, rules: Sequence[str]) -> tuple[GateResult, ...]:
             results.append(GateResult(rule.text, False, None, reason))
             continue
         met = _OPERATORS[rule.op](float(actual), rule.number)
-        results.append(GateResult(rule.text, met, float(actual), "" if met else f"{actual:.6g} is not {rule.op} {rule.number:g}"))
+        results.append(
+            GateResult(rule.text, met, float(actual), "" if met else f"{actual:.6g} is not {rule.op} {rule.number:g}")
+        )
     return tuple(results)

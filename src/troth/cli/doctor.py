@@ -1,0 +1,32 @@
+"""``troth doctor``: how each parameter of a model would be clipped, or why it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from troth.cli.options import AsJson
+from troth.cli.output import emit, listing
+from troth.errors import UnsupportedModuleError
+
+__all__ = ["doctor"]
+
+
+def doctor(
+    model: Annotated[str, typer.Argument(help="a checkpoint folder or hub id")],
+    as_json: AsJson = False,
+) -> None:
+    """List each parameter of MODEL with its clipping rule; exit code 2 where one is refused."""
+    from troth.dp import inspect
+    from troth.tasks import open_checkpoint
+
+    rules = inspect(open_checkpoint(model))
+    emit(listing("doctor", [asdict(rule) for rule in rules], name=model), as_json=as_json)
+    refused = [r for r in rules if r.trainable and not r.supported]
+    if refused:
+        raise UnsupportedModuleError(
+            f"{model}: {len(refused)} of {len(rules)} parameters cannot be clipped per example, first {refused[0].name}: "
+            f"{refused[0].reason}"
+        )

@@ -1,0 +1,20 @@
+"""``troth federate``: train one model where the data lives."""
+
+from __future__ import annotations
+
+from troth.cli.execution import execute
+from troth.cli.options import AsJson, Quiet, Resume, RunFile, Set, Without
+
+__all__ = ["federate"]
+
+
+def federate(
+    run_file: RunFile,
+    assignments: Set = None,
+    without: Without = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the model by the federation of [federated], simulated in this process, and evaluate it."""
+    execute("federate", run_file, assignments, without, resume=resume, as_json=as_json, quiet=quiet)

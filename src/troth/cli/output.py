@@ -1,0 +1,85 @@
+"""What a verb prints: one JSON object, or a short table for people. Progress and logs go to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+from troth import __version__
+from troth.results import Json, Measurement, Record, now, plain_json
+
+__all__ = ["emit", "listing", "say"]
+
+
+def say(text: str) -> None:
+    """Print one line for people on standard error."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def listing(kind: str, items: Sequence[Mapping[str, object]], name: str = "troth", **config: Json) -> Record:
+    """Return the record of a list-like verb."""
+    rows = tuple({str(k): plain_json(v) for k, v in item.items()} for item in items)
+    return Record(kind=kind, name=name, created=now(), version=__version__, config=config, items=rows)
+
+
+def emit(record: Record, *, as_json: bool) -> None:
+    """Print a record: exactly one JSON object with `as_json`, else a table."""
+    if as_json:
+        print(record.to_json(), flush=True)  # noqa: T201
+        return
+    for line in _lines(record):
+        print(line)  # noqa: T201
+
+
+def number(value: Json) -> str:
+    """Return a number as people read it: four significant digits, a dash for what is missing."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _measurement_line(m: Measurement) -> str:
+    text = f"{m.name:48s} {number(m.value):>10s}"
+    if m.interval_method != "exact":
+        text += f"  [{number(m.low)}, {number(m.high)}] at {m.confidence:.0%}, n = {m.n:,}"
+    if not m.supported:
+        text += "  (too few examples for this claim)"
+    return text
+
+
+def _lines(record: Record) -> list[str]:
+    lines = []
+    for run in record.runs or ():
+        lines += [f"-- {run.name} ({run.kind})", *_lines(run), ""]
+    lines += [_measurement_line(m) for m in record.measurements]
+    if record.privacy is not None:
+        p = record.privacy
+        epsilon = "infinity" if p.epsilon is None else f"{p.epsilon:.4g}"
+        lines.append(
+            f"epsilon {epsilon} at delta {number(p.delta)}; unit {p.unit}, {p.neighboring_relation} neighbours, "
+            f"{p.sampler} sampling, {p.accountant}; guarantee: {p.guarantee}; covers {'; '.join(p.covers)}"
+        )
+    if record.items is not None:
+        lines += _table(record.items)
+    lines += [
+        f"gate {'met    ' if g['met'] else 'NOT met'} {g['rule']}  {g['reason']}" for g in record.series.get("gate", [])
+    ]
+    lines += [f"warning: {w}" for w in record.warnings]
+    lines += [f"{name}: {path}" for name, path in record.artifacts.items()]
+    return lines
+
+
+def _table(items: Sequence[Mapping[str, Json]]) -> list[str]:
+    if not items:
+        return ["(nothing)"]
+    keys = list(dict.fromkeys(k for item in items for k in item))
+    cells = [[k for k in keys], *[[_cell(item.get(k)) for k in keys] for item in items]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(keys))]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _cell(value: Json) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else number(value)

@@ -1,0 +1,217 @@
+"""Executes run files and grids: stages in order, one folder a run, one record a run.
+
+The pipeline knows no report: whoever drives it hands over a `Finisher` that writes pages and model cards from records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from troth import __version__
+from troth.config import RunConfig, digest
+from troth.errors import ConfigError, Interrupted
+from troth.results import Json, Record, now
+from troth.runs import stages
+from troth.runs.folders import RunFolder, create, find_finished, find_unfinished, open_run, run_folders
+from troth.runs.gates import check, parse_rule
+from troth.runs.grid import GridPoint, expand
+from troth.runs.provenance import Clock, provenance
+from troth.tasks import load_trained
+from troth.training import Progress
+
+__all__ = ["Finisher", "Pipeline"]
+
+
+class Finisher(Protocol):
+    """Writes what people read, from records only."""
+
+    def write_report(self, folders: Sequence[RunFolder], path: Path) -> Path:
+        """Write one page about the given runs; return where it lies."""
+
+    def write_model_card(self, record: Record, folder: Path) -> Path:
+        """Write the model card of a run into its exported model folder; return where it lies."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Runs verbs on configurations; `base` is where relative paths of the run file start."""
+
+    base: Path
+    progress: Progress
+    finisher: Finisher
+
+    def out(self, config: RunConfig) -> Path:
+        """Return the folder that holds the run folders of a configuration."""
+        return self.base / config.run.out
+
+    def run(self, config: RunConfig, verb: str, *, resume: bool = False) -> Record:
+        """Run `verb` (``run``, ``train`` or ``federate``) and return its record.
+
+        Raises:
+            TrothError: what a stage refuses; `Interrupted` where the user stops it.
+        """
+        self._check(config, verb)
+        clock = Clock()
+        folder = find_unfinished(config, self.out(config)) if resume else None
+        prepared = stages.prepare(config, self.base, self.progress)
+        folder = folder or create(config, self.out(config))
+        try:
+            result = self._stages(prepared, folder, verb, resume=resume)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; continue with: troth {verb} RUN.toml --resume ({folder.path})") from None
+        finally:
+            self.progress.stop()
+        clock.add_work(result.work_seconds)
+        folder.write_provenance(provenance(prepared.fingerprints()))
+        return self._finish(config, verb, folder, result, clock)
+
+    def _check(self, config: RunConfig, verb: str) -> None:
+        """Refuse what can be refused before any work is done."""
+        if verb == "federate" and config.federated is None:
+            raise ConfigError("the run file has no [federated]; add it, or use troth train")
+        for rule in config.gate.rules if config.gate else ():
+            parse_rule(rule)
+        if verb == "run" and config.fairness and config.data.builtin is None and config.data.group is None:
+            raise ConfigError("[fairness] needs data.group: name the column that holds each row's group")
+
+    def _stages(self, prepared: stages.Prepared, folder: RunFolder, verb: str, *, resume: bool) -> stages.StageResult:
+        """Run the stages of a verb in the contract's order."""
+        config = prepared.config
+        federate = verb == "federate" or (verb == "run" and config.federated is not None)
+        make = stages.federate if federate else stages.train
+        model, result = make(prepared, folder, resume=resume)
+        book = stages.ScoreBook(prepared, model)
+        result = result.plus(stages.evaluate(prepared, book))
+        if verb == "run" and config.attack is not None:
+            result = result.plus(stages.attack(prepared, book))
+        if verb == "run" and config.fairness is not None:
+            result = result.plus(stages.fairness(prepared, book))
+        return result
+
+    def _finish(
+        self, config: RunConfig, verb: str, folder: RunFolder, result: stages.StageResult, clock: Clock
+    ) -> Record:
+        """Make the record, write card, report and record; the record comes last, it marks the run as finished."""
+        artifacts = {"run": str(folder.path), **result.artifacts}
+        record = Record(
+            kind=verb,
+            name=config.run.name,
+            created=now(),
+            version=__version__,
+            config=config.to_dict(),
+            seed=config.run.seed,
+            measurements=result.measurements,
+            series=result.series,
+            privacy=result.privacy,
+            cost=clock.cost(),
+            warnings=result.warnings,
+            artifacts=artifacts,
+        )
+        if verb == "run" and config.gate is not None:
+            rows: list[dict[str, Json]] = [r.row() for r in check(record, config.gate.rules)]
+            record = replace(record, series={**record.series, "gate": rows})
+        self.finisher.write_model_card(record, folder.model)
+        path = folder.path / (config.report.path if config.report else "report.html")
+        if verb == "run":
+            record = replace(record, artifacts={**artifacts, "report": str(path)})
+        folder.write_record(record)
+        if verb == "run":
+            self.finisher.write_report([folder], path)
+        return record
+
+    def grid(self, config: RunConfig, verb: str, *, resume: bool = False) -> Record:
+        """Run every point of the grid and return one record whose ``runs`` lists theirs, with one table as items.
+
+        With `resume`, points that are finished under the same configuration are taken as they are and the one that was
+        interrupted goes on.
+        """
+        points = expand(config)
+        for point in points:
+            self._check(point.config, verb)
+        records = []
+        for number, point in enumerate(points, 1):
+            self.progress.message(f"grid {number}/{len(points)}: {_shown(point)}")
+            records.append(self._point(point, verb, resume=resume))
+        items = tuple(_grid_row(p, r) for p, r in zip(points, records, strict=True))
+        return Record(
+            verb,
+            config.run.name,
+            now(),
+            __version__,
+            config.to_dict(),
+            config.run.seed,
+            items=items,
+            runs=tuple(records),
+        )
+
+    def _point(self, point: GridPoint, verb: str, *, resume: bool) -> Record:
+        out, config = self.out(point.config), point.config
+        same = [f for f in run_folders(out, config.run.name) if digest(f.config()) == digest(config)] if resume else []
+        finished = [f for f in same if f.finished]
+        if finished:
+            return finished[-1].record()
+        return self.run(config, verb, resume=bool(same))
+
+    def alone(self, config: RunConfig, verb: str, path: Path | None) -> Record:
+        """Run ``attack`` or ``fairness`` on the model of a finished run and write the record into its folder.
+
+        The run file's sections for `verb` apply; model, data and task are those of the run.
+
+        Raises:
+            TrothError: there is no such run, or the stage refuses.
+        """
+        clock = Clock()
+        folder = open_run(path) if path is not None else find_finished(config, self.out(config))
+        made = folder.record()
+        if verb == "fairness" and config.data.builtin is None and config.data.group is None:
+            raise ConfigError("fairness needs data.group: name the column that holds each row's group")
+        task, model = load_trained(folder.model, config)
+        prepared = stages.prepare(config, self.base, self.progress, task=task)
+        try:
+            stage = stages.attack if verb == "attack" else stages.fairness
+            result = stage(prepared, stages.ScoreBook(prepared, model.to(prepared.device)))
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; nothing was written to {folder.path}") from None
+        finally:
+            self.progress.stop()
+        clock.add_work(result.work_seconds)
+        record = Record(
+            kind=verb,
+            name=made.name,
+            created=now(),
+            version=__version__,
+            config=config.to_dict(),
+            seed=config.run.seed,
+            measurements=result.measurements,
+            series=result.series,
+            privacy=made.privacy,
+            cost=clock.cost(),
+            warnings=result.warnings,
+            artifacts={"run": str(folder.path)},
+        )
+        if config.gate is not None:
+            rules = [r for r in config.gate.rules if parse_rule(r).name.startswith((f"{verb}.", "privacy."))]
+            rows: list[dict[str, Json]] = [r.row() for r in check(record, rules)]
+            record = replace(record, series={**record.series, "gate": rows})
+        folder.write_record(record, verb)
+        return record
+
+
+def _shown(point: GridPoint) -> str:
+    return ", ".join(f"{k} = {v}" for k, v in point.values.items())
+
+
+def _grid_row(point: GridPoint, record: Record) -> dict[str, Json]:
+    row: dict[str, Json] = {
+        k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in point.values.items()
+    }
+    row["run"] = record.artifacts.get("run")
+    if record.privacy is not None:
+        row["privacy.epsilon"] = record.privacy.epsilon
+    for m in record.measurements:
+        if m.name.split(".")[0] in ("test", "federated", "attack", "fairness"):
+            row[m.name] = m.value
+    return row

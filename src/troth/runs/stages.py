@@ -1,0 +1,210 @@
+"""The stages a run file can hold, each `config + inputs -> result`: train, federate, attack, fairness.
+
+`Prepared` is what every stage shares: the data, the task and the seeds of one configuration, read once. Scores of a
+model on a split are taken once and shared between evaluation, attack and fairness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, make_plan
+from troth.attacks import loss_attack
+from troth.config import RunConfig, digest
+from troth.data import Splits, Table, load, read, row_hashes
+from troth.errors import ConfigError
+from troth.fairness import accuracy_by_group
+from troth.federated import FederatedData, by_user, partition, simulate
+from troth.results import Json, Measurement, Privacy, computed
+from troth.runs.folders import RunFolder
+from troth.seeds import PublicSeeds
+from troth.tasks import Encoded, Scores, Task, make_model, make_task
+from troth.training import Progress, TrainInputs, choose_device, export, fit
+
+__all__ = ["Prepared", "ScoreBook", "StageResult", "attack", "evaluate", "fairness", "federate", "prepare", "train"]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage adds to the run's record."""
+
+    measurements: tuple[Measurement, ...] = ()
+    series: Mapping[str, list[dict[str, Json]]] = field(default_factory=dict)
+    privacy: Privacy | None = None
+    warnings: tuple[str, ...] = ()
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    work_seconds: float = 0.0
+
+    def plus(self, other: StageResult) -> StageResult:
+        """Return both results as one; the other's privacy wins where it has one."""
+        return StageResult(
+            (*self.measurements, *other.measurements),
+            {**self.series, **other.series},
+            other.privacy or self.privacy,
+            (*self.warnings, *(w for w in other.warnings if w not in self.warnings)),
+            {**self.artifacts, **other.artifacts},
+            self.work_seconds + other.work_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data, task, seeds and device of one configuration."""
+
+    config: RunConfig
+    base: Path
+    splits: Splits
+    task: Task
+    seeds: PublicSeeds
+    device: torch.device
+    progress: Progress
+
+    @property
+    def outside_guarantee(self) -> bool:
+        """Whether measurements on this data read private rows outside of what an epsilon covers."""
+        return self.config.privacy is not None
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the SHA-256 of each split's content."""
+        tables = {"train": self.splits.train, "validation": self.splits.validation, "test": self.splits.test}
+        return {name: table.fingerprint for name, table in tables.items() if table is not None}
+
+    def split(self, name: str, why: str) -> Table:
+        """Return a split by name.
+
+        Raises:
+            ConfigError: the run file gives no such split.
+        """
+        table = self.splits.test if name == "test" else self.splits.validation
+        if table is None:
+            raise ConfigError(f"data.{name} is not given, and {why}")
+        return table
+
+
+class ScoreBook:
+    """Scores of one model, each table scored once."""
+
+    def __init__(self, prepared: Prepared, model: PreTrainedModel) -> None:
+        self._prepared, self._model = prepared, model
+        self._scores: dict[str, Scores] = {}
+
+    def of(self, key: str, table: Table) -> Scores:
+        """Return the scores of a table; `key` names it."""
+        if key not in self._scores:
+            self._scores[key] = self._prepared.task.score(
+                self._model, table, progress=self._prepared.progress.labelled(f"scoring {key}")
+            )
+        return self._scores[key]
+
+
+def prepare(config: RunConfig, base: Path, progress: Progress, task: Task | None = None) -> Prepared:
+    """Return data, task, seeds and device of a configuration; `base` is where its relative paths start."""
+    device = choose_device(config.run.device)
+    splits = load(config.data, config.task, base)
+    task = task or make_task(config, splits.train, base)
+    return Prepared(config, base, splits, task, PublicSeeds(config.run.seed), device, progress)
+
+
+def evaluate(prepared: Prepared, book: ScoreBook) -> StageResult:
+    """Return the task's metrics on the validation and test splits that are there."""
+    found: list[Measurement] = []
+    for name, table in (("validation", prepared.splits.validation), ("test", prepared.splits.test)):
+        if table is not None:
+            found += prepared.task.measure(
+                book.of(name, table),
+                table,
+                prefix=name,
+                seeds=prepared.seeds,
+                outside_guarantee=prepared.outside_guarantee,
+            )
+    return StageResult(tuple(found))
+
+
+def _counts(prepared: Prepared, encoded: Encoded) -> tuple[Measurement, ...]:
+    rows = computed("data.train.rows", len(encoded), len(encoded), "rows")
+    if not encoded.truncated:
+        return (rows,)
+    cut = computed("data.train.truncated_rows", encoded.truncated, len(encoded), "rows", direction="lower")
+    return rows, cut
+
+
+def _truncation_warning(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
+    if not encoded.truncated:
+        return ()
+    limit = prepared.task.max_length
+    return (f"{encoded.truncated} of {len(encoded)} training rows were cut to {limit} tokens (model.max_length)",)
+
+
+def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTrainedModel, StageResult]:
+    """Train the model of [train], privately where [privacy] is present, and export it.
+
+    The ledger is asked before anything is trained: a private run reserves its whole plan, a plain one is refused where
+    the data set has a budget.
+    """
+    config = prepared.config
+    encoded = prepared.task.encode(prepared.splits.train)
+    plan = None
+    if config.privacy is not None:
+        prepared.progress.message("calibrating the noise")
+        plan = make_plan(config.privacy, config.train, len(encoded))
+    reservation = _reservation(prepared, plan, folder, resume=resume)
+    model = make_model(config, prepared.task, prepared.seeds, prepared.base).to(prepared.device)
+    inputs = TrainInputs(
+        task=prepared.task,
+        model=model,
+        train=encoded,
+        config=config,
+        seeds=prepared.seeds,
+        folder=folder.path,
+        device=prepared.device,
+    )
+    outcome = fit(inputs, plan=plan, reservation=reservation, resume=resume, progress=prepared.progress)
+    export(model, prepared.task.tokenizer, folder.model)
+    warnings = (
+        *_truncation_warning(prepared, encoded),
+        *outcome.warnings,
+        *(reservation.warnings if reservation else ()),
+    )
+    series = {"train": outcome.series}
+    if plan is not None:
+        series["privacy.epsilon"] = epsilon_curve(plan, 20)
+    return model, StageResult(
+        _counts(prepared, encoded),
+        series,
+        outcome.privacy,
+        warnings,
+        {"model": str(folder.model)},
+        outcome.work_seconds,
+    )
+
+
+def _reservation(
+    prepared: Prepared, plan: PrivacyPlan | None, folder: RunFolder, *, resume: bool
+) -> Reservation | None:
+    """Return the run's reservation in the ledger: the one it was started with, or a new one.
+
+    The reservation's id is kept in the run folder, written before the first step.
+    """
+    config, ledger, note = prepared.config, Ledger(), folder.path / "reservation"
+    if resume and note.is_file():
+        return ledger.resume(note.read_text(encoding="utf-8").strip())
+    none = config.run.guarantee == "none"
+    request = SpendRequest(
+        dataset_id=config.data.dataset_id,
+        run_name=folder.path.name,
+        plan=plan,
+        guarantee="none" if none else "differential_privacy",
+        row_hashes=row_hashes(prepared.splits.train, ledger.key),
+        config_hash=digest(config),
+        kind="federate" if config.federated else "train",
+    )
+    reservation = ledger.reserve(request)
+    if reservation is not None:
+        write_text(note, reservation.id + "\n")
+    return reservation

@@ -1,0 +1,154 @@
+"""Run files: strict, with near misses named, overrides and an exact round trip."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from troth.config import digest, json_schema, load, override, parse, to_toml
+from troth.errors import ConfigError
+
+BASE = {
+    "run": {"name": "x", "seed": 1},
+    "model": {"preset": "tiny-bert"},
+    "data": {"train": "t.jsonl", "text": "text", "label": "intent"},
+    "task": {"kind": "classification"},
+}
+
+
+def merged(**sections: dict) -> dict:
+    data = copy.deepcopy(BASE)
+    for name, values in sections.items():
+        data.setdefault(name, {}).update(values)
+    return data
+
+
+WRONG = {
+    "misspelt key": ({"train": {"learnig_rate": 1}}, "did you mean learning_rate?"),
+    "misspelt section": ({"trian": {"epochs": 1}}, "did you mean train?"),
+    "nested misspelt key": ({"federated": {"local": {"bath_size": 2}}}, "did you mean batch_size?"),
+    "zero epochs": ({"train": {"epochs": 0}}, "train.epochs = 0"),
+    "nan rate": ({"train": {"learning_rate": float("nan")}}, "train.learning_rate = nan"),
+    "negative rate": ({"train": {"learning_rate": -1}}, "train.learning_rate = -1"),
+    "text for a number": ({"train": {"epochs": "many"}}, "train.epochs = 'many'"),
+    "unknown preset": ({"model": {"preset": "huge-bert"}}, "'tiny-bert'"),
+    "two models": ({"model": {"checkpoint": "folder"}}, "exactly one of model.preset and model.checkpoint"),
+    "two data sources": ({"data": {"builtin": {"name": "home"}}}, "exactly one of data.train and data.builtin"),
+    "unknown task": ({"task": {"kind": "clasification"}}, "'classification'"),
+    "objective without language modelling": ({"task": {"objective": "masked"}}, "language_modeling"),
+    "negative epsilon": ({"privacy": {"target_epsilon": -1, "target_delta": 1e-5}}, "privacy.target_epsilon = -1"),
+    "delta too large": ({"privacy": {"target_epsilon": 1, "target_delta": 0.9}}, "far below 1/n"),
+    "delta zero": ({"privacy": {"target_epsilon": 1, "target_delta": 0}}, "privacy.target_delta = 0"),
+    "no epsilon": ({"privacy": {"target_delta": 1e-5}}, "exactly one of privacy.target_epsilon"),
+    "two targets": (
+        {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "noise_multiplier": 1}},
+        "exactly one of privacy.target_epsilon",
+    ),
+    "later sampler": (
+        {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "sampler": "truncated_poisson"}},
+        "privacy.sampler",
+    ),
+    "seed without stamp": ({"run": {"insecure_seed": 1}}, "guarantee = 'none'"),
+    "name is a path": ({"run": {"name": "../x"}}, "run.name"),
+    "empty name": ({"run": {"name": ""}}, "run.name"),
+    "private federation": (
+        {"federated": {"rounds": 1}, "privacy": {"target_epsilon": 1, "target_delta": 1e-5}},
+        "private federation",
+    ),
+    "bias above one": ({"data": {"train": None, "builtin": {"bias": 2}}}, "data.builtin.bias = 2"),
+    "empty gate": ({"gate": {"rules": []}}, "gate.rules"),
+    "physical batch of nothing": ({"train": {"physical_batch_size": 0}}, "train.physical_batch_size"),
+}
+
+
+@pytest.mark.parametrize("sections,expected", WRONG.values(), ids=WRONG.keys())
+def test_wrong_values_are_refused_in_one_line(sections: dict, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(merged(**sections), "run.toml")
+    text = str(caught.value)
+    assert expected in text and "\n" not in text and text.startswith("run.toml: ")
+    assert len(text) < 300
+
+
+def test_missing_sections_are_named() -> None:
+    with pytest.raises(ConfigError, match="model is required"):
+        parse({"run": {"name": "x"}, "data": BASE["data"], "task": BASE["task"]})
+
+
+def test_toml_round_trip_and_digest(tmp_path: Path) -> None:
+    config = parse(
+        merged(
+            privacy={"target_epsilon": 8.0, "target_delta": 1e-5},
+            data={"columns": ["a b", 'q"uote', "ü"]},
+            grid={"privacy.target_epsilon": [8, 4], "seeds": [1, 2]},
+            gate={"rules": ["privacy.epsilon <= 8"]},
+        )
+    )
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load(path) == config
+    assert digest(load(path)) == digest(config)
+
+
+def test_digest_ignores_where_and_how_fast_but_not_what() -> None:
+    base = parse(merged())
+    assert digest(base) == digest(parse(merged(run={"out": "elsewhere"}, train={"physical_batch_size": 7})))
+    assert digest(base) != digest(parse(merged(run={"seed": 2})))
+    assert digest(base) != digest(parse(merged(train={"expected_batch_size": 7})))
+
+
+def test_overrides_apply_in_order_and_keep_types() -> None:
+    data = override(
+        merged(), ["train.epochs=2", "train.epochs=3", "data.dataset_id=my set", "privacy.target_delta=1e-5"]
+    )
+    assert data["train"]["epochs"] == 3 and data["data"]["dataset_id"] == "my set"
+    assert data["privacy"]["target_delta"] == 1e-5
+
+
+@pytest.mark.parametrize("assignment", ["epochs", "train.epochs", "=3", "train..epochs=3", "run.name.first=x"])
+def test_broken_overrides_are_refused(assignment: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        override(merged(), [assignment])
+
+
+def test_without_leaves_a_section_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(to_toml(parse(merged(privacy={"target_epsilon": 8.0, "target_delta": 1e-5}))), encoding="utf-8")
+    assert load(path, without=["privacy"]).privacy is None
+    with pytest.raises(ConfigError, match="no such section"):
+        load(path, without=["privcy"])
+
+
+@pytest.mark.parametrize(
+    "content,expected",
+    [(b"not toml [", "not TOML"), (b"\xff\xfe\x00", "not UTF-8"), (b"", "is required")],
+    ids=["not-toml", "binary", "empty"],
+)
+def test_unreadable_files(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such run file"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="folder"):
+        load(tmp_path)
+
+
+def test_configuration_is_frozen() -> None:
+    with pytest.raises(Exception, match="frozen"):
+        parse(merged()).run.seed = 3  # type: ignore[misc]
+
+
+def test_schema_names_every_section() -> None:
+    schema = json_schema()
+    assert set(BASE) <= set(schema["properties"]) and schema["additionalProperties"] is False
+
+
+def test_short_selection_is_a_selection() -> None:
+    config = parse(merged(federated={"selection": "activity"}))
+    assert config.federated is not None and config.federated.selection.by == "activity"
