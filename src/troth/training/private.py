@@ -1,0 +1,217 @@
+"""The private loop: Poisson samples, clipped per-example gradients and noise, one plan from first to last step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from troth.accounting import PrivacyPlan, Reservation
+from troth.dp import PrivateEngine
+from troth.errors import EngineStateError, RunError
+from troth.results import Privacy
+from troth.seeds import PrivateRandomness
+from troth.training.batch_size import to_device
+from troth.training.live_epsilon import LiveEpsilon
+from troth.training.optimizer import learning_rate, set_learning_rate
+from troth.training.private_state import PrivateState
+from troth.training.steps import Setting, StepResult
+
+__all__ = ["PrivateSteps", "Promise", "private_steps"]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a private run has promised and where it is kept.
+
+    Attributes:
+        plan: the whole run's plan.
+        reservation: its entry in the ledger; None only with an insecure seed, which promises nothing.
+        state: where the keys of kept checkpoints lie; None with an insecure seed, whose keys can be computed.
+    """
+
+    plan: PrivacyPlan
+    reservation: Reservation | None
+    state: PrivateState | None
+
+
+def randomness_at(step: int, insecure_seed: int) -> PrivateRandomness:
+    """Return the randomness of a step of a reproducible run."""
+    randomness = PrivateRandomness.create(insecure_seed)
+    for _ in range(step):
+        randomness = randomness.advance()
+    return randomness
+
+
+def recovered(promise: Promise, step: int, *, from_checkpoint: bool) -> tuple[PrivateRandomness, int]:
+    """Return the randomness of the step about to run, and how many steps are counted again because theirs was lost.
+
+    With the key of this very step at hand, the steps after it are repeated exactly: same samples, same noise, nothing
+    new is shown. Without it they draw fresh noise, and what may have run after the checkpoint is counted again,
+    durably, before anything runs and before the fresh key is kept.
+
+    Args:
+        promise: of the run.
+        step: how many steps are done.
+        from_checkpoint: whether weights of a checkpoint of `step` were restored; a key without one proves nothing.
+
+    Raises:
+        BudgetError: the data set's budget does not cover the replay.
+        EngineStateError: there is no place for the key or no ledger entry.
+    """
+    if promise.state is None or promise.reservation is None:
+        raise EngineStateError("private training without an insecure seed needs a ledger entry and a place for keys")
+    kept = promise.state.load(step) if from_checkpoint else None
+    if kept is not None:
+        return kept, 0
+    again = 0 if step >= promise.plan.steps else max(0, promise.reservation.steps_spent - step)
+    if again:
+        promise.reservation.replay(again)
+    return PrivateRandomness.create(), again
+
+
+class PrivateSteps:
+    """Steps of private training.
+
+    Guarantees:
+    - what a step spends is in the ledger before its update is visible (`Reservation.spend` runs before the optimizer);
+    - the key of a kept checkpoint is durable before the checkpoint, and erased with it;
+    - after the first step every trainable tensor has moved, or the run fails.
+    """
+
+    outside_guarantee = True
+
+    def __init__(self, setting: Setting, promise: Promise, engine: PrivateEngine, replayed: int) -> None:
+        self._setting, self._promise, self._engine, self._replayed = setting, promise, engine, replayed
+        plan = promise.plan
+        self.total = plan.steps
+        self.per_epoch = math.ceil(plan.examples / plan.expected_batch_size)
+        self._epsilon = LiveEpsilon(plan, replayed)
+        self._moved = False
+        self._not_finite = 0
+
+    def run(self, step: int, check: Callable[[], None]) -> StepResult:
+        """Sample, clip and sum in physical batches of similar length, add noise once, update.
+
+        Raises:
+            EngineStateError: a trainable tensor did not move in the first step of this process.
+            RunError: no example of the batch had a finite loss.
+        """
+        setting, inputs = self._setting, self._setting.inputs
+        rate = learning_rate(inputs.config.train, step, self.total)
+        set_learning_rate(setting.optimizer, rate)
+        rows = self._engine.sample()
+        rows = rows[inputs.train.lengths[rows].argsort(kind="stable")]  # a sum does not care; padding does
+        losses = []
+        for start in range(0, len(rows), setting.physical):
+            check()
+            batch = to_device(inputs.task.collate(inputs.train, rows[start : start + setting.physical]), inputs.device)
+            with setting.autocast():
+                part = inputs.task.per_example_loss(inputs.model, batch)
+            self._engine.backward(part)
+            losses.append(part.detach())
+        check()
+        self._update(rate)
+        return self._result(losses, step)
+
+    def _update(self, rate: float) -> None:
+        """Let the engine step; in the first step of this process see that every trainable tensor moves.
+
+        Stale parameters in hooks or optimizer train nothing while loss and epsilon look fine (Opacus issue 820).
+        """
+        before = {} if self._moved or rate == 0 or self._promise.plan.noise_multiplier == 0 else self._weights()
+        self._engine.step()
+        named = self._setting.inputs.model.named_parameters() if before else ()
+        still = [name for name, p in named if p.requires_grad and torch.equal(p, before[name])]
+        if still:
+            more = f" and {len(still) - 1} more" if len(still) > 1 else ""
+            raise EngineStateError(
+                f"parameter {still[0]}{more} did not move in the first private step although noise was added: raise "
+                "train.learning_rate, use precision float32, or freeze it with model.trainable"
+            )
+        self._moved = True
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        named = self._setting.inputs.model.named_parameters()
+        return {name: p.detach().clone() for name, p in named if p.requires_grad}
+
+    def _result(self, losses: list[torch.Tensor], step: int) -> StepResult:
+        if not losses:
+            return StepResult(0.0, 0)
+        values = torch.cat(losses).double()
+        finite = values[values.isfinite()]
+        self._not_finite += len(values) - len(finite)
+        if not len(finite):
+            raise RunError(
+                f"step {step + 1} of {self.total}: no example has a finite training loss; lower train.learning_rate "
+                f"(now {self._setting.inputs.config.train.learning_rate:g}) and start a new run"
+            )
+        return StepResult(float(finite.sum()), len(finite))
+
+    def throughput(self, examples: int, steps: int, seconds: float) -> float:
+        """Return *expected* examples per second: how many were really drawn is private."""
+        return steps * self._promise.plan.expected_batch_size / max(seconds, 1e-9)
+
+    def epsilon(self, steps: int) -> float:
+        """Return an upper bound on epsilon after `steps` steps, replayed ones counted."""
+        return self._epsilon(steps)
+
+    def before_checkpoint(self, step: int) -> None:
+        """Make the key of the next step durable."""
+        if self._promise.state is not None and step < self.total:
+            self._promise.state.save(step, self._engine.randomness)
+
+    def after_checkpoint(self, kept: Sequence[int]) -> None:
+        """Erase the keys of removed checkpoints."""
+        if self._promise.state is not None:
+            self._promise.state.keep(kept)
+
+    def finish(self) -> None:
+        """Tell the ledger that the plan is done and erase every key."""
+        if self._promise.reservation is not None:
+            self._promise.reservation.finish()
+        if self._promise.state is not None:
+            self._promise.state.erase()
+
+    def privacy(self) -> Privacy:
+        """Return what the engine vouches for, with epsilon of all steps the ledger counts."""
+        plan, reservation = self._promise.plan, self._promise.reservation
+        counted = plan.steps if reservation is None else max(plan.steps, reservation.steps_spent)
+        claimed = self._engine.privacy()
+        epsilon = None if claimed.guarantee == "none" else plan.epsilon(counted)
+        return replace(claimed, epsilon=epsilon, steps=counted)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return replayed steps and examples without a finite loss, where there are any."""
+        told = []
+        if self._replayed:
+            told.append(
+                f"the generator state of the interrupted run was lost, or made for another device, batch or version: "
+                f"{self._replayed} steps drew fresh noise and are counted twice in epsilon"
+            )
+        if self._not_finite:
+            told.append(f"{self._not_finite} example losses were not finite; those examples contributed nothing")
+        return tuple(told)
+
+
+@contextmanager
+def private_steps(
+    setting: Setting, promise: Promise, step: int, randomness: PrivateRandomness, replayed: int
+) -> Iterator[PrivateSteps]:
+    """Give the steps of a private run with the engine attached to the model; the model is left as it was found."""
+    reservation = promise.reservation
+    engine = PrivateEngine(
+        setting.inputs.model,
+        setting.optimizer,
+        promise.plan,
+        randomness,
+        before_step=None if reservation is None else reservation.spend,
+    )
+    try:
+        engine.restore(step, randomness)
+        yield PrivateSteps(setting, promise, engine, replayed)
+    finally:
+        engine.detach()
