@@ -27,6 +27,6 @@ def doctor(
     refused = [r for r in rules if r.trainable and not r.supported]
     if refused:
         raise UnsupportedModuleError(
-            f"{model}: {len(refused)} of {len(rules)} parameters cannot be clipped per example, first {refused[0].name}: "
-            f"{refused[0].reason}"
+            f"{model}: {len(refused)} of {len(rules)} parameters cannot be clipped per example, "
+            f"first {refused[0].name}: {refused[0].reason}"
         )

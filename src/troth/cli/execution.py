@@ -13,7 +13,7 @@ from troth.results import Record
 __all__ = ["execute", "execute_alone"]
 
 
-def execute(  # noqa: PLR0913  one parameter an option
+def execute(
     verb: str,
     run_file: Path,
     assignments: list[str] | None,
@@ -38,7 +38,7 @@ def execute(  # noqa: PLR0913  one parameter an option
     hold_gates(record)
 
 
-def execute_alone(  # noqa: PLR0913  one parameter an option
+def execute_alone(
     verb: str,
     run_file: Path,
     assignments: list[str] | None,

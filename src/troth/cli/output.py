@@ -76,7 +76,7 @@ def _table(items: Sequence[Mapping[str, Json]]) -> list[str]:
     if not items:
         return ["(nothing)"]
     keys = list(dict.fromkeys(k for item in items for k in item))
-    cells = [[k for k in keys], *[[_cell(item.get(k)) for k in keys] for item in items]]
+    cells = [keys, *[[_cell(item.get(k)) for k in keys] for item in items]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(keys))]
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
 

@@ -36,7 +36,8 @@ def _privacy_lines(privacy: Privacy | None) -> list[str]:
         f"- unit: {privacy.unit}; neighbouring relation: {privacy.neighboring_relation}",
         f"- covers: {'; '.join(privacy.covers)}; test scores, attacks and training losses are not covered",
         f"- sampling: {privacy.sampler} at rate {privacy.sampling_rate:.6g}, {privacy.steps} steps",
-        f"- noise multiplier {privacy.noise_multiplier:.6g}, clipping norm {privacy.clipping_norm:g}, noise {privacy.noise}",
+        f"- noise multiplier {privacy.noise_multiplier:.6g}, clipping norm {privacy.clipping_norm:g}",
+        f"- random numbers of the noise: {privacy.noise}",
         f"- accountant: {privacy.accountant}",
         "- treated as public: the number of examples, the label set, the maximum length",
     ]

@@ -302,7 +302,8 @@ def _provenance(runs: Sequence[Run]) -> Section:
         cost = run.record.cost
         rows.append((run.label, "made", f"{run.record.created}, troth {run.record.version}"))
         if cost is not None:
-            text = f"{cost.seconds:.1f} s in all, {cost.work_seconds:.1f} s of it work; {cost.peak_memory_bytes / 1e6:,.0f} MB peak"
+            memory = f"{cost.peak_memory_bytes / 1e6:,.0f} MB peak"
+            text = f"{cost.seconds:.1f} s in all, {cost.work_seconds:.1f} s of it work; {memory}"
             rows.append((run.label, "cost", text))
         for part in ("versions", "data"):
             values = run.provenance.get(part)

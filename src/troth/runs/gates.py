@@ -6,7 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from troth.errors import ConfigError
 from troth.results import Json, Record
@@ -46,7 +46,7 @@ class GateResult:
 
     def row(self) -> dict[str, Json]:
         """Return the row that the record's ``gate`` series holds."""
-        return {k: v for k, v in asdict(self).items()}
+        return {"rule": self.rule, "met": self.met, "actual": self.actual, "reason": self.reason}
 
 
 def parse_rule(text: str) -> Rule:

@@ -47,6 +47,11 @@ class Pipeline:
         """Return the folder that holds the run folders of a configuration."""
         return self.base / config.run.out
 
+    @staticmethod
+    def folder(record: Record) -> RunFolder:
+        """Return the folder of a run that this pipeline made."""
+        return RunFolder(Path(record.artifacts["run"]))
+
     def run(self, config: RunConfig, verb: str, *, resume: bool = False) -> Record:
         """Run `verb` (``run``, ``train`` or ``federate``) and return its record.
 

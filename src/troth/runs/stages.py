@@ -6,28 +6,32 @@ model on a split are taken once and shared between evaluation, attack and fairne
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, make_plan
-from troth.attacks import loss_attack
-from troth.config import RunConfig, digest
-from troth.data import Splits, Table, load, read, row_hashes
-from troth.errors import ConfigError
+from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, epsilon_curve, make_plan
+from troth.attacks import loss_attack, overlapping_nonmembers
+from troth.config import DataConfig, RunConfig, digest
+from troth.data import Splits, Table, load, row_hashes
+from troth.errors import ConfigError, DataError
 from troth.fairness import accuracy_by_group
-from troth.federated import FederatedData, by_user, partition, simulate
 from troth.results import Json, Measurement, Privacy, computed
-from troth.runs.folders import RunFolder
+from troth.runs.folders import RunFolder, write_text
 from troth.seeds import PublicSeeds
 from troth.tasks import Encoded, Scores, Task, make_model, make_task
 from troth.training import Progress, TrainInputs, choose_device, export, fit
 
 __all__ = ["Prepared", "ScoreBook", "StageResult", "attack", "evaluate", "fairness", "federate", "prepare", "train"]
+
+_NAMED_SPLITS = ("test", "validation")
+_FINGERPRINT_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -208,3 +212,76 @@ def _reservation(
     if reservation is not None:
         write_text(note, reservation.id + "\n")
     return reservation
+
+
+def _nonmembers(prepared: Prepared, wanted: str) -> Table:
+    """Return the rows that stand for non-members: a split, or a file of rows never trained on."""
+    if wanted in _NAMED_SPLITS:
+        return prepared.split(wanted, f"attack.nonmembers = {wanted!r} needs it: rows that were never trained on")
+    data = prepared.config.data.model_dump() | {"train": wanted, "validation": None, "test": None, "builtin": None}
+    return load(DataConfig.model_validate(data), prepared.config.task, prepared.base).train
+
+
+def attack(prepared: Prepared, book: ScoreBook) -> StageResult:
+    """Attack the model by the loss of its training rows against rows it never saw.
+
+    Rows whose text also stands in the training data cannot be told apart by any attack; they leave the non-members,
+    and the record says how many.
+
+    Raises:
+        ConfigError: the split for the non-members is not given.
+        DataError: too few rows remain.
+    """
+    config = prepared.config.attack
+    if config is None:
+        raise ConfigError("the run file has no [attack]; add it")
+    start = time.perf_counter()
+    train, outside = prepared.splits.train, _nonmembers(prepared, config.nonmembers)
+    key = secrets.token_bytes(_FINGERPRINT_KEY_BYTES)
+    twice = overlapping_nonmembers(row_hashes(train, key), row_hashes(outside, key))
+    count = min(len(train), config.maximum_members)
+    chosen = np.sort(prepared.seeds.generator("attack", "members").choice(len(train), count, replace=False))
+    members = book.of("members", train if count == len(train) else train.take(chosen)).losses
+    others = book.of(config.nonmembers, outside).losses[~twice]
+    if not len(others):
+        raise DataError(f"attack.nonmembers = {config.nonmembers!r}: every row also stands in the training data")
+    result = loss_attack(
+        members[np.isfinite(members)],
+        others[np.isfinite(others)],
+        seeds=prepared.seeds,
+        outside_guarantee=prepared.outside_guarantee,
+    )
+    warnings = list(result.warnings)
+    if twice.any():
+        warnings.append(
+            f"attack: {int(twice.sum())} of {len(twice)} non-members have the text of a training row and were left out"
+        )
+    return StageResult(
+        result.measurements, result.series, warnings=tuple(warnings), work_seconds=time.perf_counter() - start
+    )
+
+
+def fairness(prepared: Prepared, book: ScoreBook) -> StageResult:
+    """Measure how well each group of the test split is served.
+
+    Raises:
+        ConfigError: there is no test split, or it has no group column.
+    """
+    if prepared.config.fairness is None:
+        raise ConfigError("the run file has no [fairness]; add it")
+    start = time.perf_counter()
+    table = prepared.split("test", "[fairness] measures on it")
+    if not table.has("group"):
+        raise ConfigError("[fairness] needs data.group: name the column that holds each row's group")
+    found = accuracy_by_group(
+        book.of("test", table).correct,
+        table.column("group"),
+        seeds=prepared.seeds,
+        outside_guarantee=prepared.outside_guarantee,
+    )
+    warnings = tuple(dict.fromkeys(f"{m.name}: {w}" for m in found for w in _texts(m.protocol.get("warnings"))))
+    return StageResult(tuple(found), warnings=warnings, work_seconds=time.perf_counter() - start)
+
+
+def _texts(value: Json) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, list) else []

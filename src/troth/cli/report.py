@@ -1,0 +1,48 @@
+"""``troth report``: one page about finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from troth import __version__
+from troth.cli.options import AsJson
+from troth.cli.output import emit
+from troth.config import load
+from troth.errors import ConfigError
+from troth.results import Record, now
+from troth.runs.folders import RunFolder, find_finished, open_run
+
+__all__ = ["report"]
+
+
+def report(
+    run_file: Annotated[Path | None, typer.Argument(help="the run file; its newest finished run is reported")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option("--run", metavar="FOLDER", help="a run folder; may be repeated")
+    ] = None,
+    path: Annotated[Path | None, typer.Option("--path", help="where the page goes")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page about finished runs."""
+    folders, target = _find(run_file, run or [])
+    from troth.report import write_report
+
+    written = write_report(folders, path or target)
+    record = Record("report", folders[0].record().name, now(), __version__, artifacts={"report": str(written)})
+    emit(record, as_json=as_json)
+
+
+def _find(run_file: Path | None, runs: list[Path]) -> tuple[list[RunFolder], Path]:
+    """Return the runs to report and where the page goes by default."""
+    if run_file is None and not runs:
+        raise ConfigError("troth report: name a run file or --run FOLDER")
+    name = "report.html"
+    folders = [open_run(p) for p in runs]
+    if run_file is not None:
+        config = load(run_file)
+        name = config.report.path if config.report else name
+        folders = folders or [find_finished(config, run_file.resolve().parent / config.run.out)]
+    return folders, folders[0].path / name
