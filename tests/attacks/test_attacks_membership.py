@@ -39,7 +39,7 @@ def test_a_memorising_model_is_found_out() -> None:
 
 
 def test_strangers_cover_one_half() -> None:
-    """400 seeds, nominal miss rate 5 %: more than the 99.9 % binomial bound (34) fails."""
+    """400 seeds, nominal miss rate 5 %: more than the 99.9 % binomial bound (35) fails."""
     misses = 0
     for seed in range(400):
         losses = np.random.default_rng(seed).exponential(size=(2, 100))

@@ -227,8 +227,8 @@ def roc_points(
     """Return points of the empirical ROC curve for plotting, from (0, 0) to (1, 1), thinned to at most `maximum`.
 
     Each row is a point of the full curve: ``fpr``, ``tpr`` and the pointwise Clopper-Pearson band ``low``, ``high`` of
-    the latter. Thinning keeps points evenly on linear and on
-    logarithmic axes. The curve runs over all thresholds, hence is for the eye: claims come from `tpr_at_fpr`.
+    the latter. Thinning keeps points evenly on linear and on logarithmic axes. The curve runs over all thresholds,
+    hence is for the eye: claims come from `tpr_at_fpr`.
 
     Raises:
         DataError: a value that is not finite, no examples, or `maximum` below 10.
