@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from troth import __version__
 from troth.accounting import PrivacyPlan, Reservation
@@ -65,7 +66,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the last finished step is in a checkpoint.
     """
     _check(inputs, plan, reservation, resume)
-    inputs.model.to(inputs.device)
+    nn.Module.to(inputs.model, inputs.device)
     folder = inputs.folder / "checkpoints"
     with locked(folder), _as_found(inputs):
         found = _found(folder, resume)
@@ -73,7 +74,8 @@ def fit(
         if plan is None:
             own = identity(inputs.config, inputs.model, rows=rows_digest(inputs.train))
             journal, step = _restored(found, setting, own), 0 if found is None else found.step
-            return _outcome(Loop(setting, PlainSteps(setting), folder, own, progress, journal, step, found is None))
+            steps = PlainSteps(setting, reservation)
+            return _outcome(Loop(setting, steps, folder, own, progress, journal, step, found is None))
         return _fit_privately(setting, plan, reservation, folder, found, progress)
 
 

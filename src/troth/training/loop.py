@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,10 +138,11 @@ class Loop:
         self.progress.update(self.step, loss=self.journal.loss, epsilon=epsilon, examples_per_second=self._rate())
 
     def _close_epoch(self) -> None:
+        epsilon = self.steps.epsilon(self.step)
         self.journal.close_epoch(
             epoch=-(-self.step // self.steps.per_epoch),
             step=self.step,
             examples_per_second=self._rate(),
-            epsilon=self.steps.epsilon(self.step),
+            epsilon=epsilon if epsilon is not None and math.isfinite(epsilon) else None,
             outside_guarantee=self.steps.outside_guarantee,
         )

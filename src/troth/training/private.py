@@ -9,18 +9,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from troth.accounting import PrivacyPlan, Reservation
+from troth.accounting import PrivacyPlan, Reservation, epsilon_after, epsilon_curve
 from troth.dp import PrivateEngine
 from troth.errors import EngineStateError, RunError
 from troth.results import Privacy
 from troth.seeds import PrivateRandomness
 from troth.training.batch_size import to_device
-from troth.training.live_epsilon import LiveEpsilon
 from troth.training.optimizer import learning_rate, set_learning_rate
 from troth.training.private_state import PrivateState
 from troth.training.steps import Setting, StepResult
 
 __all__ = ["PrivateSteps", "Promise", "private_steps"]
+
+
+_CURVE_POINTS = 20
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,10 @@ class PrivateSteps:
         plan = promise.plan
         self.total = plan.steps
         self.per_epoch = math.ceil(plan.examples / plan.expected_batch_size)
-        self._epsilon = LiveEpsilon(plan, replayed)
+        self._void = setting.inputs.config.run.guarantee == "none" or engine.randomness.insecure
+        counted = replace(plan, steps=plan.steps + replayed)
+        self._curve = [] if self._void else epsilon_curve(counted, _CURVE_POINTS)
         self._moved = False
-        self._not_finite = 0
 
     def run(self, step: int, check: Callable[[], None]) -> StepResult:
         """Sample, clip and sum in physical batches of similar length, add noise once, update.
@@ -143,7 +146,6 @@ class PrivateSteps:
             return StepResult(0.0, 0)
         values = torch.cat(losses).double()
         finite = values[values.isfinite()]
-        self._not_finite += len(values) - len(finite)
         if not len(finite):
             raise RunError(
                 f"step {step + 1} of {self.total}: no example has a finite training loss; lower train.learning_rate "
@@ -156,8 +158,8 @@ class PrivateSteps:
         return steps * self._promise.plan.expected_batch_size / max(seconds, 1e-9)
 
     def epsilon(self, steps: int) -> float:
-        """Return an upper bound on epsilon after `steps` steps, replayed ones counted."""
-        return self._epsilon(steps)
+        """Return an upper bound on epsilon after `steps` steps, replayed ones counted; infinity without guarantee."""
+        return epsilon_after(self._curve, steps + self._replayed)
 
     def before_checkpoint(self, step: int) -> None:
         """Make the key of the next step durable."""
@@ -177,12 +179,13 @@ class PrivateSteps:
             self._promise.state.erase()
 
     def privacy(self) -> Privacy:
-        """Return what the engine vouches for, with epsilon of all steps the ledger counts."""
+        """Return what the engine vouches for, with epsilon of all steps that the ledger counts."""
         plan, reservation = self._promise.plan, self._promise.reservation
         counted = plan.steps if reservation is None else max(plan.steps, reservation.steps_spent)
         claimed = self._engine.privacy()
-        epsilon = None if claimed.guarantee == "none" else plan.epsilon(counted)
-        return replace(claimed, epsilon=epsilon, steps=counted)
+        if self._void or claimed.guarantee == "none":
+            return replace(claimed, epsilon=None, steps=counted, guarantee="none")
+        return replace(claimed, epsilon=plan.epsilon(counted), steps=counted)
 
     def warnings(self) -> tuple[str, ...]:
         """Return replayed steps and examples without a finite loss, where there are any."""
@@ -192,8 +195,9 @@ class PrivateSteps:
                 f"the generator state of the interrupted run was lost, or made for another device, batch or version: "
                 f"{self._replayed} steps drew fresh noise and are counted twice in epsilon"
             )
-        if self._not_finite:
-            told.append(f"{self._not_finite} example losses were not finite; those examples contributed nothing")
+        if self._engine.counters.silenced:
+            silenced = self._engine.counters.silenced
+            told.append(f"{silenced} gradients of examples were not finite: those examples contributed nothing")
         return tuple(told)
 
 

@@ -1,0 +1,97 @@
+"""What a process does that is going to be killed: start or resume one run, and say what it drew.
+
+Everything the test must know afterwards is appended to a file line by line with single writes, which a kill cannot
+take back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from training_world import config, inputs, plan_of, reserve, weights
+
+from troth.accounting import Ledger
+from troth.dp import PrivateEngine
+from troth.training import SilentProgress, atomic, fit
+from troth.training import private as private_module
+
+
+class LoggingEngine(PrivateEngine):
+    """A private engine that logs every draw before, and every update after, it is made."""
+
+    log: Path
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, record_noise=self._noise, **kwargs)
+        self._line = ""
+
+    def _write(self, line: str) -> None:
+        handle = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(handle, line.encode())
+        os.close(handle)
+
+    def sample(self) -> np.ndarray:
+        """Sample."""
+        rows = super().sample()
+        self._rows = hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+        return rows
+
+    def _noise(self, flat: torch.Tensor) -> None:
+        self._line = f"{self.step_index} {self._rows} {hashlib.sha256(flat.numpy().tobytes()).hexdigest()[:16]}\n"
+        self._write("drew " + self._line)
+
+    def step(self) -> None:
+        """Step."""
+        super().step()
+        self._write("made " + self._line)
+
+
+def crash_at(count: int) -> None:
+    """Kill this process at its `count`-th flush or rename: odd ones before the call, even ones after it."""
+    calls = 0
+
+    def crashing(call: Any) -> Any:
+        def made(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = call(*args)
+            calls += 1
+            if calls == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return made
+
+    os.fsync = crashing(os.fsync)
+    Path.replace = crashing(Path.replace)  # type: ignore[method-assign]
+
+
+def job(folder: str, home: str, options: dict[str, Any], crash: int | None, started: Connection) -> None:
+    """Start the run of `folder`, or go on with it; write its final weights when it ends."""
+    os.environ["TROTH_HOME"] = home
+    torch.set_num_threads(1)
+    place = Path(folder)
+    LoggingEngine.log = place / "draws"
+    private_module.PrivateEngine = LoggingEngine  # type: ignore[misc]
+    run = config(**options)
+    given, plan, entry = inputs(place, run), plan_of(run), place / "entry"
+    reservation = None
+    if plan is not None:
+        if not entry.exists():
+            atomic.write_bytes(entry, reserve(run, plan).id.encode())
+        reservation = Ledger().resume(entry.read_text())
+    started.send(True)
+    if crash is not None:
+        crash_at(crash)
+    fit(given, plan=plan, reservation=reservation, resume=True, progress=SilentProgress())
+    atomic.write_bytes(place / "final", save(weights(given)))
