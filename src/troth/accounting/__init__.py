@@ -1,0 +1,20 @@
+"""Epsilon and delta: plans, calibration, the curve of a run, and the privacy ledger.
+
+Importing this package loads neither torch nor dp-accounting.
+"""
+
+from troth.accounting.calibrate import calibrate_noise_multiplier
+from troth.accounting.curve import epsilon_after, epsilon_curve
+from troth.accounting.home import troth_home
+from troth.accounting.mechanism import Mechanism
+from troth.accounting.plan import PrivacyPlan, make_plan
+
+__all__ = [
+    "Mechanism",
+    "PrivacyPlan",
+    "calibrate_noise_multiplier",
+    "epsilon_after",
+    "epsilon_curve",
+    "make_plan",
+    "troth_home",
+]

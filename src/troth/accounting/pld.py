@@ -1,0 +1,111 @@
+"""Epsilon by privacy loss distributions: the tight, pessimistic figure that plans, ledger and report print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from troth.accounting.cache import remembered
+from troth.accounting.mechanism import Mechanism, best_renyi_epsilon
+from troth.results import Json
+
+__all__ = ["composed_epsilon", "discretization", "remembered_epsilon", "steps_curve"]
+
+Parts = tuple[tuple[Mechanism, int], ...]
+_INTERVAL = 1e-4  # the width, in nats of privacy loss, at which dp-accounting rounds losses up
+
+
+def merged(parts: Iterable[tuple[Mechanism, int]]) -> Parts:
+    """Return the parts with equal mechanisms added up, without empty ones, in a fixed order."""
+    steps: dict[Mechanism, int] = {}
+    for mechanism, count in parts:
+        steps[mechanism] = steps.get(mechanism, 0) + count
+    kept = [(m, n) for m, n in steps.items() if n > 0]
+    return tuple(sorted(kept, key=lambda part: (part[0].sampling_rate, part[0].noise_multiplier)))
+
+
+def discretization(parts: Sequence[tuple[Mechanism, int]], delta: float) -> float:
+    """Return the width at which privacy losses are rounded up, in nats.
+
+    1e-4 where epsilon lies between 1 and 20 (by the Rényi bound); in proportion to epsilon outside, so that small
+    epsilons stay sharp and large ones stay cheap. Losses are only ever rounded towards a larger epsilon, hence the
+    width moves the figure's tightness, never its validity.
+    """
+    rough = best_renyi_epsilon(parts, delta)
+    return _INTERVAL * max(rough / 20.0, min(1.0, max(rough, 0.01)))
+
+
+def epsilon_at_width(parts: Sequence[tuple[Mechanism, int]], delta: float, width: float) -> float:
+    """Return the pessimistic epsilon at `delta` of parts composed, with losses rounded up to multiples of `width`."""
+    import dp_accounting
+    from dp_accounting import pld
+
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, width)
+    accountant.compose(dp_accounting.ComposedDpEvent([m.event(n) for m, n in parts]))
+    return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(maxsize=4096)
+def _composed(parts: Parts, delta: float) -> float:
+    if not parts:
+        return 0.0
+    if any(m.noise_multiplier == 0 for m, _ in parts):
+        return math.inf
+    return epsilon_at_width(parts, delta, discretization(parts, delta))
+
+
+def composed_epsilon(parts: Iterable[tuple[Mechanism, int]], delta: float) -> float:
+    """Return epsilon at `delta` of (mechanism, steps) parts composed, in nats; infinity where a part has no noise.
+
+    Guarantees:
+        - an upper bound: privacy losses and truncated tails are rounded towards a larger epsilon;
+        - parts that run one after the other, on the same data, in any order or interleaved, are covered as long as
+          how many steps run, and with which noise, does not depend on what earlier steps showed (else: filter.py).
+    """
+    return _composed(merged(parts), delta)
+
+
+def _key(parts: Parts, delta: float) -> dict[str, Json]:
+    return {"parts": [[m.sampling_rate, m.noise_multiplier, n] for m, n in parts], "delta": delta}
+
+
+def remembered_epsilon(parts: Iterable[tuple[Mechanism, int]], delta: float) -> float:
+    """Return `composed_epsilon`, kept on disk: for whole plans and data sets, which are asked for again and again."""
+    same = merged(parts)
+    if not same:
+        return 0.0
+    return remembered("epsilon", _key(same, delta), lambda: composed_epsilon(same, delta))
+
+
+def steps_curve(mechanism: Mechanism, steps: Sequence[int], delta: float) -> list[float]:
+    """Return epsilon after each of the increasing step counts, never below the truth and never decreasing.
+
+    The last entry is `remembered_epsilon` exactly. Those before it come from a coarser discretisation (it stays an
+    upper bound), fine enough to be within 1 % of the exact figure at the last count, and capped by that figure:
+    epsilon grows with steps.
+    """
+    last = remembered_epsilon([(mechanism, steps[-1])], delta)
+    if not math.isfinite(last):
+        return [math.inf if n > 0 else 0.0 for n in steps]
+    key: dict[str, Json] = {**_key(((mechanism, steps[-1]),), delta), "steps": list(steps)}
+    return remembered("curve", key, lambda: _curve(mechanism, steps, delta, last))
+
+
+def _curve(mechanism: Mechanism, steps: Sequence[int], delta: float, last: float) -> list[float]:
+    from dp_accounting.pld import privacy_loss_distribution
+
+    finest = discretization([(mechanism, steps[-1])], delta)
+    for coarseness in (10, 5, 2, 1):
+        one = privacy_loss_distribution.from_gaussian_mechanism(
+            mechanism.noise_multiplier,
+            value_discretization_interval=finest * coarseness,
+            sampling_prob=mechanism.sampling_rate,
+        )
+        if coarseness == 1 or one.self_compose(steps[-1]).get_epsilon_for_delta(delta) <= 1.01 * last:
+            break
+    curve: list[float] = []
+    for n in steps[:-1]:
+        found = float(one.self_compose(n).get_epsilon_for_delta(delta)) if n > 0 else 0.0
+        curve.append(min(max(found, curve[-1] if curve else 0.0), last))
+    return [*curve, last]
