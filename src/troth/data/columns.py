@@ -157,13 +157,15 @@ def _moment(value: object) -> str | int | float | None:
 
 
 def _numbers(values: list[Any]) -> list[Any]:
-    """Return strings that are all numbers as these numbers (cells of .csv have no types), else the values."""
+    """Return strings that are all finite numbers as these numbers (cells of .csv have no types), else the values."""
+    if not all(isinstance(value, str) for value in values):
+        return values
     for kind in (int, float):
         try:
-            parsed = [kind(v) if isinstance(v, str) else v for v in values]
+            parsed = [kind(value) for value in values]
         except ValueError:
             continue
-        return parsed if np.isfinite(np.array(parsed, dtype=float)).all() else values
+        return parsed if all(map(math.isfinite, parsed)) else values
     return values
 
 
@@ -273,8 +275,12 @@ def _check_lists(raw: Raw, role: str, column: pa.ChunkedArray) -> None:
 
 def _time_column(raw: Raw, column: Column) -> pa.ChunkedArray:
     """Return times as integers, floats or strings, whichever all of them are."""
-    values = _convert(raw, "time", column.to_pylist() if isinstance(column, pa.ChunkedArray) else column, _moment)
-    values = _numbers(values)
+    if isinstance(column, pa.ChunkedArray):
+        if column.type in (pa.int64(), pa.float64()) and not column.null_count and pc.all(pc.is_finite(column)).as_py():
+            return column
+        column = column.to_pylist()
+    strings = all(type(value) is str for value in column)
+    values = _numbers(column if strings else _convert(raw, "time", column, _moment))
     texts = [isinstance(value, str) for value in values]
     if any(texts) and not all(texts):
         row = texts.index(not texts[0])

@@ -39,6 +39,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _parse_line(line: str, place: str) -> dict[str, Any]:
     """Return the object of a line.
 
@@ -46,7 +49,7 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
         DataError: one line that names the place, never the text.
     """
     try:
-        row = json.loads(line, object_pairs_hook=_object)
+        row = _DECODER.decode(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: broken JSON at character {error.pos + 1}: {error.msg}; one object a line") from None
     except _RepeatedKeyError:
@@ -61,16 +64,13 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def _numbered(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield 1-based line numbers and lines that are not blank."""
-    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-
-
 def _careful(data: bytes, source: str) -> Raw:
     """Read line by line: slower, but it can say which line is broken, and it keeps columns of mixed types."""
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
-    for number, line in _numbered(split_lines(data)):
+    for number, line in enumerate(split_lines(data), 1):
+        if not line.strip():
+            continue
         place = f"{source}: row {len(rows) + 1}" + (f" (line {number})" if number != len(rows) + 1 else "")
         rows.append(_parse_line(line, place))
         numbers.append(number)
@@ -107,8 +107,8 @@ def _arrow(data: bytes, dates: Sequence[str] = ()) -> pa.Table:
     )
 
 
-def _fast(data: bytes) -> pa.Table | None:
-    """Return the table as Arrow reads it, or None where it cannot be read, or not exactly, or not line by line."""
+def _fast(data: bytes, rows: int) -> pa.Table | None:
+    """Return the table of `rows` lines as Arrow reads it, or None where it cannot, not exactly, or not line by line."""
     try:
         table = _arrow(data)
         dates = [f.name for f in table.schema if pa.types.is_timestamp(f.type)]
@@ -116,8 +116,7 @@ def _fast(data: bytes) -> pa.Table | None:
             table = _arrow(data, dates)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeError):
         return None
-    lines = data.count(b"\n") + (not data.endswith(b"\n"))
-    if table.num_rows != lines or not all(_exact(column) for column in table.columns):
+    if table.num_rows != rows or not all(_exact(column) for column in table.columns):
         return None
     return table
 
@@ -129,9 +128,11 @@ def read_jsonl(path: Path, source: str) -> Raw:
         DataError: as `read_text_bytes`, or a line is no object; it names row and line.
     """
     data = read_text_bytes(path, source)
-    table = _fast(data)
+    numbers = [number for number, line in enumerate(data.split(b"\n"), 1) if line and not line.isspace()]
+    table = _fast(data, len(numbers))
     if table is not None:
-        return Raw(source, dict(zip(table.column_names, table.columns, strict=True)), table.num_rows)
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        return Raw(source, columns, table.num_rows, line_of=numbers.__getitem__)
     if data.lstrip().startswith(b"["):
         raise DataError(f"{source}: row 1: holds a JSON list, not one object a line; name the file .json")
     return _careful(data, source)
