@@ -20,11 +20,11 @@ def doctor(
 ) -> None:
     """List each parameter of MODEL with its clipping rule; exit code 2 where one is refused."""
     from troth.dp import inspect
-    from troth.tasks import open_checkpoint
+    from troth.tasks.architecture import open_architecture
 
-    rules = inspect(open_checkpoint(model))
+    rules = inspect(open_architecture(model))
     emit(listing("doctor", [asdict(rule) for rule in rules], name=model), as_json=as_json)
-    refused = [r for r in rules if r.trainable and not r.supported]
+    refused = [r for r in rules if not r.supported]
     if refused:
         raise UnsupportedModuleError(
             f"{model}: {len(refused)} of {len(rules)} parameters cannot be clipped per example, "

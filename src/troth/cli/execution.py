@@ -6,7 +6,6 @@ from pathlib import Path
 
 from troth.cli.options import make_progress
 from troth.cli.output import emit
-from troth.config import load
 from troth.errors import GateNotMet
 from troth.results import Record
 
@@ -28,10 +27,11 @@ def execute(
     Raises:
         GateNotMet: after printing, where a rule of [gate] does not hold.
     """
-    config = load(run_file, assignments or (), without or ())
+    from troth.config import load
     from troth.report import ReportWriter
     from troth.runs.pipeline import Pipeline
 
+    config = load(run_file, assignments or (), without or ())
     pipeline = Pipeline(run_file.resolve().parent, make_progress(quiet), ReportWriter())
     record = pipeline.grid(config, verb, resume=resume) if config.grid else pipeline.run(config, verb, resume=resume)
     emit(record, as_json=as_json)
@@ -48,10 +48,11 @@ def execute_alone(
     quiet: bool,
 ) -> None:
     """Run a verb on the model of a finished run, print its record and hold its gates."""
-    config = load(run_file, assignments or ())
+    from troth.config import load
     from troth.report import ReportWriter
     from troth.runs.pipeline import Pipeline
 
+    config = load(run_file, assignments or ())
     pipeline = Pipeline(run_file.resolve().parent, make_progress(quiet), ReportWriter())
     record = pipeline.alone(config, verb, folder)
     emit(record, as_json=as_json)

@@ -8,7 +8,6 @@ import typer
 
 from troth.cli.options import AsJson, RunFile, Set
 from troth.cli.output import emit, listing
-from troth.config import load
 from troth.errors import ConfigError
 
 __all__ = ["app"]
@@ -44,6 +43,8 @@ def set_budget(
 @app.command("forecast")
 def forecast(dataset_id: DatasetId, run_file: RunFile, assignments: Set = None, as_json: AsJson = False) -> None:
     """Print how many more runs like this file's fit into the data set's budget."""
+    from troth.config import load
+
     config = load(run_file, assignments or ())
     if config.privacy is None:
         raise ConfigError(f"{run_file}: no [privacy]: a plain run spends infinity")

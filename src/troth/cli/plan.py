@@ -6,7 +6,6 @@ from pathlib import Path
 
 from troth.cli.options import AsJson, Quiet, RunFile, Set, Without
 from troth.cli.output import emit
-from troth.config import load
 
 __all__ = ["plan"]
 
@@ -15,6 +14,8 @@ def plan(
     run_file: RunFile, assignments: Set = None, without: Without = None, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
     """Print noise multiplier, steps, epsilon curve, and an estimate of time and memory. Trains nothing."""
+    from troth.config import load
+
     config = load(run_file, assignments or (), without or ())
     from troth.cli.options import make_progress
     from troth.runs.planning import plan as make

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from troth import __version__
 from troth.cli.options import AsJson
 from troth.cli.output import emit
-from troth.config import load
 from troth.errors import ConfigError
 from troth.results import Record, now
-from troth.runs.folders import RunFolder, find_finished, open_run
+
+if TYPE_CHECKING:
+    from troth.runs.folders import RunFolder
 
 __all__ = ["report"]
 
@@ -37,6 +38,9 @@ def report(
 
 def _find(run_file: Path | None, runs: list[Path]) -> tuple[list[RunFolder], Path]:
     """Return the runs to report and where the page goes by default."""
+    from troth.config import load
+    from troth.runs.folders import find_finished, open_run
+
     if run_file is None and not runs:
         raise ConfigError("troth report: name a run file or --run FOLDER")
     name = "report.html"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from troth.cli.options import AsJson, Out
 from troth.cli.output import emit, listing
 from troth.errors import ConfigError
-from troth.runs.comparison import compare as compare_records
-from troth.runs.folders import RunFolder, open_run
-from troth.runs.index import list_runs, rebuild
+
+if TYPE_CHECKING:
+    from troth.runs.folders import RunFolder
 
 __all__ = ["app"]
 
@@ -28,6 +28,8 @@ def list_(
     fresh: Annotated[bool, typer.Option("--rebuild", help="throw the index away and read every folder")] = False,
 ) -> None:
     """List the runs below a folder: state, privacy, headline number."""
+    from troth.runs.index import list_runs, rebuild
+
     if not out.is_dir():
         raise ConfigError(f"{out}: no such folder; name the one that holds runs with --out")
     if fresh:
@@ -37,6 +39,8 @@ def list_(
 
 def _find(name: str, out: Path) -> RunFolder:
     """Return the run at a path, or below `out` by its folder's name."""
+    from troth.runs.folders import open_run
+
     path = Path(name)
     return open_run(path if (path / "run.toml").is_file() else out / name)
 
@@ -59,6 +63,8 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Put the measurements of several runs side by side, with differences to the first."""
+    from troth.runs.comparison import compare as compare_records
+
     if len(runs) < 2:
         raise ConfigError("troth runs compare: name at least two runs")
     folders = [_find(run, out) for run in runs]
@@ -71,12 +77,14 @@ def compare(
     emit(listing("runs", rows, runs=list(runs)), as_json=as_json)
 
 
-def _flat(row: dict) -> dict:  # type: ignore[type-arg]  rows are JSON
-    cells = {
-        name: None if c is None else f"{_n(c['value'])} [{_n(c['low'])}, {_n(c['high'])}]"
-        for name, c in row["runs"].items()
-    }
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a comparison with each run's value and interval as one text."""
+    cells = {name: _shown(cell) for name, cell in row["runs"].items()}
     return {"name": row["name"], **cells, **{f"{k} - first": v for k, v in row["differences"].items()}}
+
+
+def _shown(cell: dict[str, Any] | None) -> str | None:
+    return None if cell is None else f"{_n(cell['value'])} [{_n(cell['low'])}, {_n(cell['high'])}]"
 
 
 def _n(value: float | None) -> str:

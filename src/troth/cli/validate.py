@@ -9,7 +9,6 @@ import typer
 
 from troth import __version__
 from troth.cli.options import AsJson, RunFile, Set, Without
-from troth.config import json_schema, load, to_toml
 from troth.results import Record, now
 
 __all__ = ["validate"]
@@ -23,6 +22,8 @@ def validate(
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON schema of run files and stop")] = False,
 ) -> None:
     """Check a run file and print it with every default filled in. Reads no data."""
+    from troth.config import json_schema, load, to_toml
+
     if schema:
         print(json.dumps(json_schema(), indent=1))  # noqa: T201
         return

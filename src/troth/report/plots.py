@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ __all__ = ["Curve", "Plot", "curves", "forest", "roc"]
 
 _INK = "#010203"
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -103,9 +104,10 @@ def forest(title: str, rows: Sequence[tuple[str, Measurement]], caption: str) ->
 
     def paint(axes: Axes) -> None:
         for position, (_, m) in enumerate(reversed(shown)):
-            low, high = m.low if m.low is not None else m.value, m.high if m.high is not None else m.value
-            axes.plot([low, high], [position, position], color=_PALETTE[0], linewidth=2)  # type: ignore[list-item]
-            axes.plot(m.value, position, "o", color=_PALETTE[0])  # type: ignore[arg-type]
+            value = m.value if m.value is not None else 0.0  # `shown` holds no missing value
+            low, high = m.low if m.low is not None else value, m.high if m.high is not None else value
+            axes.plot([low, high], [position, position], color=_PALETTE[0], linewidth=2)
+            axes.plot(value, position, "o", color=_PALETTE[0])
         axes.set_yticks(range(len(shown)), [f"{_short(label)} (n = {m.n:,})" for label, m in reversed(shown)])
         axes.set_ylim(-0.6, len(shown) - 0.4)
         neutral = shown[0][1].neutral if shown else None

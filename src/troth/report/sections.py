@@ -182,7 +182,7 @@ def _curve(run: Run, series: str, x: str, y: str) -> Curve | None:
         return None
     xs, ys, lows, highs = zip(*good, strict=True)
     band = all(isinstance(v, int | float) for v in (*lows, *highs))
-    return Curve(run.label, xs, ys, lows if band else None, highs if band else None)  # type: ignore[arg-type]
+    return Curve(run.label, xs, ys, lows if band else None, highs if band else None)
 
 
 def _quality(runs: Sequence[Run]) -> Section | None:

@@ -48,10 +48,10 @@ def _presets() -> list[dict[str, Json]]:
 
 
 def _tasks() -> list[dict[str, Json]]:
-    from troth.data import REQUIRED_ROLES
+    from troth.data import REQUIRED
 
     kinds = get_args(TaskConfig.model_fields["kind"].annotation)
-    return [{"task": kind, "roles": ", ".join(REQUIRED_ROLES[kind])} for kind in kinds]
+    return [{"task": kind, "roles": ", ".join(REQUIRED[kind])} for kind in kinds]
 
 
 def _formats() -> list[dict[str, Json]]:

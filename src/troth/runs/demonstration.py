@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from troth import __version__
 from troth.config import RunConfig, parse
@@ -18,7 +19,7 @@ _BIAS = 0.5
 
 def configurations(out: Path, rows: int = DEMO_ROWS) -> tuple[RunConfig, RunConfig, RunConfig]:
     """Return the run files of the demo: plain, private and federated, all on the same corpus with a planted bias."""
-    base = {
+    base: dict[str, Any] = {
         "run": {"seed": 1, "out": str(out)},
         "model": {"preset": "tiny-bert", "max_length": 32},
         "data": {"builtin": {"name": "home", "rows": rows, "bias": _BIAS}},

@@ -177,7 +177,7 @@ class Pipeline:
         prepared = stages.prepare(config, self.base, self.progress, task=task)
         try:
             stage = stages.attack if verb == "attack" else stages.fairness
-            result = stage(prepared, stages.ScoreBook(prepared, model.to(prepared.device)))
+            result = stage(prepared, stages.ScoreBook(prepared, stages.on_device(model, prepared.device)))
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; nothing was written to {folder.path}") from None
         finally:

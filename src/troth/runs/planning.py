@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from troth import __version__
 from troth.accounting import PrivacyPlan, epsilon_curve, make_plan
@@ -15,7 +16,7 @@ from troth.data import load
 from troth.errors import ConfigError
 from troth.results import Measurement, Record, computed, now
 from troth.runs.provenance import Clock, peak_memory_bytes
-from troth.runs.stages import Prepared, prepare
+from troth.runs.stages import Prepared, on_device, prepare
 from troth.tasks import make_model
 from troth.training import Progress
 
@@ -93,7 +94,7 @@ def _batch_seconds(prepared: Prepared) -> list[float]:
     """Return the wall seconds of forward and backward passes of a few batches, the first left out."""
     config, task = prepared.config, prepared.task
     encoded = task.encode(prepared.splits.train)
-    model = make_model(config, task, prepared.seeds, prepared.base).to(prepared.device)
+    model = on_device(make_model(config, task, prepared.seeds, prepared.base), prepared.device)
     model.train()
     rng = prepared.seeds.generator("plan", "probe")
     size = min(config.train.expected_batch_size, len(encoded))
@@ -105,7 +106,7 @@ def _batch_seconds(prepared: Prepared) -> list[float]:
         start = time.perf_counter()
         for begin in range(0, size, physical):
             batch = {k: v.to(prepared.device) for k, v in task.collate(encoded, rows[begin : begin + physical]).items()}
-            task.per_example_loss(model, batch).sum().backward()
+            torch.autograd.backward(task.per_example_loss(model, batch).sum())
         seconds.append(time.perf_counter() - start)
         model.zero_grad(set_to_none=True)
     return seconds[1:]

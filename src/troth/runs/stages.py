@@ -18,10 +18,11 @@ from transformers import PreTrainedModel
 
 from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, epsilon_curve, make_plan
 from troth.attacks import loss_attack, overlapping_nonmembers
-from troth.config import DataConfig, RunConfig, digest
+from troth.config import DataConfig, FederatedConfig, RunConfig, digest
 from troth.data import Splits, Table, load, row_hashes
 from troth.errors import ConfigError, DataError
 from troth.fairness import accuracy_by_group
+from troth.federated import FederatedData, by_user, partition, simulate
 from troth.results import Json, Measurement, Privacy, computed
 from troth.runs.folders import RunFolder, write_text
 from troth.seeds import PublicSeeds
@@ -145,6 +146,17 @@ def _truncation_warning(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]
     return (f"{encoded.truncated} of {len(encoded)} training rows were cut to {limit} tokens (model.max_length)",)
 
 
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move a model in place and return it."""
+    torch.nn.Module.to(model, device)
+    return model
+
+
+def _model(prepared: Prepared) -> PreTrainedModel:
+    made = make_model(prepared.config, prepared.task, prepared.seeds, prepared.base)
+    return on_device(made, prepared.device)
+
+
 def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTrainedModel, StageResult]:
     """Train the model of [train], privately where [privacy] is present, and export it.
 
@@ -158,7 +170,7 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
         prepared.progress.message("calibrating the noise")
         plan = make_plan(config.privacy, config.train, len(encoded))
     reservation = _reservation(prepared, plan, folder, resume=resume)
-    model = make_model(config, prepared.task, prepared.seeds, prepared.base).to(prepared.device)
+    model = _model(prepared)
     inputs = TrainInputs(
         task=prepared.task,
         model=model,
@@ -214,6 +226,64 @@ def _reservation(
     return reservation
 
 
+def _clients(prepared: Prepared, federated: FederatedConfig) -> FederatedData:
+    """Return the population: one client a user, or a partition of the rows."""
+    train = prepared.splits.train
+    if federated.clients == "user":
+        if not train.has("user"):
+            raise ConfigError(
+                "federated.clients = 'user' needs data.user: name the column, or write clients = { partition = ... }"
+            )
+        return by_user(train.column("user"), train.source)
+    labels = train.column("label") if train.has("label") else None
+    return partition(federated.clients, len(train), labels, seeds=prepared.seeds)
+
+
+def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTrainedModel, StageResult]:
+    """Train the model by the federation of [federated], simulated in this process, and export it.
+
+    Quality by round is measured on the validation split where there is one, else on the test split.
+    """
+    federated = prepared.config.federated
+    if federated is None:
+        raise ConfigError("the run file has no [federated]; add it")
+    table = prepared.splits.validation or prepared.splits.test
+    encoded = prepared.task.encode(prepared.splits.train)
+    clients = _clients(prepared, federated)
+    reservation = _reservation(prepared, None, folder, resume=resume)
+    model = _model(prepared)
+
+    def evaluate_round(global_model: PreTrainedModel) -> tuple[Measurement, ...]:
+        if table is None:
+            return ()
+        scores = prepared.task.score(global_model, table)
+        return prepared.task.measure(
+            scores, table, prefix="federated.round", seeds=prepared.seeds, outside_guarantee=False
+        )
+
+    outcome = simulate(
+        prepared.task,
+        model,
+        encoded,
+        clients,
+        federated,
+        seeds=prepared.seeds,
+        evaluate=evaluate_round,
+        progress=prepared.progress,
+        folder=folder.path,
+        resume=resume,
+    )
+    export(model, prepared.task.tokenizer, folder.model)
+    return model, StageResult(
+        (*_counts(prepared, encoded), *outcome.measurements),
+        {"federated.round": outcome.series},
+        None,
+        (*_truncation_warning(prepared, encoded), *outcome.warnings, *(reservation.warnings if reservation else ())),
+        {"model": str(folder.model)},
+        outcome.work_seconds,
+    )
+
+
 def _nonmembers(prepared: Prepared, wanted: str) -> Table:
     """Return the rows that stand for non-members: a split, or a file of rows never trained on."""
     if wanted in _NAMED_SPLITS:
@@ -238,7 +308,7 @@ def attack(prepared: Prepared, book: ScoreBook) -> StageResult:
     start = time.perf_counter()
     train, outside = prepared.splits.train, _nonmembers(prepared, config.nonmembers)
     key = secrets.token_bytes(_FINGERPRINT_KEY_BYTES)
-    twice = overlapping_nonmembers(row_hashes(train, key), row_hashes(outside, key))
+    twice = overlapping_nonmembers(row_hashes(train, key).tolist(), row_hashes(outside, key).tolist())
     count = min(len(train), config.maximum_members)
     chosen = np.sort(prepared.seeds.generator("attack", "members").choice(len(train), count, replace=False))
     members = book.of("members", train if count == len(train) else train.take(chosen)).losses

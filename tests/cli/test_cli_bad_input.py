@@ -1,0 +1,177 @@
+"""Bad input: exit code 2, one line that names the thing, no traceback, nothing made or overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOOD = [{"text": f"turn on the light {i}", "intent": "on" if i % 2 else "off"} for i in range(8)]
+
+
+def jsonl(rows: list) -> bytes:
+    return "".join(json.dumps(r) + "\n" for r in rows).encode()
+
+
+def changed(**last: object) -> bytes:
+    """Eight good rows, the last one changed."""
+    return jsonl([*GOOD[:-1], {**GOOD[-1], **last}])
+
+
+ROLES = 'train = "t.jsonl"\ntext = "text"\nlabel = "intent"'
+PRIVACY = "[privacy]\ntarget_epsilon = {e}\ntarget_delta = {d}\n"
+
+# name: (files, [data] section, rest of the run file, what the line must hold)
+TABLES = {
+    "missing file": ({}, ROLES, "", "t.jsonl"),
+    "empty file": ({"t.jsonl": b""}, ROLES, "", "t.jsonl"),
+    "only blank lines": ({"t.jsonl": b"\n\n\n"}, ROLES, "", "t.jsonl"),
+    "missing column": ({"t.jsonl": jsonl([{"text": "a", "other": 1}])}, ROLES, "", "intent"),
+    "missing text column": ({"t.jsonl": jsonl([{"txt": "a", "intent": "b"}])}, ROLES, "", "text"),
+    "one class": ({"t.jsonl": jsonl([{**r, "intent": "on"} for r in GOOD])}, ROLES, "", "one"),
+    "null label": ({"t.jsonl": changed(intent=None)}, ROLES, "", "row 8"),
+    "empty text": ({"t.jsonl": changed(text="   ")}, ROLES, "", "row 8"),
+    "null text": ({"t.jsonl": changed(text=None)}, ROLES, "", "row 8"),
+    "text is a number": ({"t.jsonl": jsonl([{**r, "text": i} for i, r in enumerate(GOOD)])}, ROLES, "", "text"),
+    "broken json": ({"t.jsonl": jsonl(GOOD) + b'{"text": oops\n'}, ROLES, "", "9"),
+    "json list": ({"t.jsonl": b"[1, 2]\n"}, ROLES, "", "t.jsonl"),
+    "binary": ({"t.jsonl": b"\xff\xfe\x00garbage"}, ROLES, "", "t.jsonl"),
+    "latin-1": ({"t.jsonl": jsonl(GOOD) + '{"text": "é", "intent": "on"}\n'.encode("latin-1")}, ROLES, "", "UTF-8"),
+    "huge line": ({"t.jsonl": changed(text="x" * 10_000_000)}, ROLES, "", "8"),
+    "duplicate ids": (
+        {"t.jsonl": jsonl([{**r, "id": i // 2} for i, r in enumerate(GOOD)])},
+        ROLES + '\nid = "id"',
+        "",
+        "id",
+    ),
+    "nan label": ({"t.jsonl": jsonl(GOOD) + b'{"text": "a", "intent": NaN}\n'}, ROLES, "", "9"),
+    "unseen label in test": (
+        {"t.jsonl": jsonl(GOOD), "e.jsonl": changed(intent="never seen")},
+        ROLES + '\ntest = "e.jsonl"',
+        "",
+        "count_as_error",
+    ),
+    "missing test file": ({"t.jsonl": jsonl(GOOD)}, ROLES + '\ntest = "none.jsonl"', "", "none.jsonl"),
+    "unknown ending": ({"t.xyz": b"a"}, 'train = "t.xyz"\ntext = "text"\nlabel = "intent"', "", "t.xyz"),
+    "csv without the column": ({"t.csv": b"a,b\n1,2\n"}, 'train = "t.csv"\ntext = "text"\nlabel = "b"', "", "text"),
+    "csv with a short row": (
+        {"t.csv": b"text,intent\na,on\nb\n"},
+        'train = "t.csv"\ntext = "text"\nlabel = "intent"',
+        "",
+        "t.csv",
+    ),
+    "wrong number of names": (
+        {"t.tsv": b"on\ta light\noff\tb\n"},
+        'train = "t.tsv"\ncolumns = ["intent", "text", "more"]\ntext = "text"\nlabel = "intent"',
+        "",
+        "t.tsv",
+    ),
+    "not parquet": ({"t.parquet": b"PAR1 not really"}, 'train = "t.parquet"\ntext = "text"\nlabel = "x"', "", "t.parquet"),
+    "group column missing": ({"t.jsonl": jsonl(GOOD)}, ROLES + '\ngroup = "region"', "", "region"),
+}
+CONFIGS = {
+    "negative epsilon": (PRIVACY.format(e=-1, d=1e-5), "target_epsilon"),
+    "delta above one over n": (PRIVACY.format(e=1, d=0.09), "delta"),
+    "delta of one": (PRIVACY.format(e=1, d=1), "target_delta"),
+    "batch larger than the data": (PRIVACY.format(e=1, d=1e-5) + "[gate]\nrules = ['a <= 1']", "expected_batch_size"),
+    "fairness without groups": ("[fairness]\nmetrics = ['accuracy_gap']", "data.group"),
+    "broken gate": ("[gate]\nrules = ['accuracy is good']", "gate.rules"),
+    "unknown metric": ("[fairness]\nmetrics = ['niceness']", "niceness"),
+    "unknown attack": ("[attack]\nmembership = ['magic']", "magic"),
+    "attack without non-members": ("[attack]\nmembership = ['loss']", "data.test"),
+    "cohort above the population": (
+        "[federated]\nclients = { partition = 'iid', clients = 2 }\ncohort_size = 5\nrounds = 1",
+        "cohort_size",
+    ),
+    "federation without users": ("[federated]\nrounds = 1\ncohort_size = 1", "data.user"),
+    "more clients than rows": (
+        "[federated]\nclients = { partition = 'iid', clients = 99 }\ncohort_size = 5\nrounds = 1",
+        "99",
+    ),
+    "double count": (
+        "[federated]\nrounds = 1\nselection = { by = 'activity', weight = 'samples' }",
+        "allow_double_count",
+    ),
+    "grid of nothing": ("[grid]\nseeds = []", "grid.seeds"),
+}
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], err
+    assert "Traceback" not in err
+    return errors[0]
+
+
+@pytest.mark.parametrize("case", TABLES.values(), ids=TABLES.keys())
+def test_bad_tables(case: tuple, troth: Callable, run_file: Callable, tmp_path: Path) -> None:
+    files, data, more, expected = case
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    called = troth("train", run_file(data, more=more), "--json", "--quiet")
+    assert called.code == 2 and called.out == ""
+    line = one_line(called.err)
+    assert expected in line and len(line) < 600
+    assert "turn on the light" not in line
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize("case", CONFIGS.values(), ids=CONFIGS.keys())
+def test_bad_settings(case: tuple, troth: Callable, run_file: Callable, tmp_path: Path) -> None:
+    more, expected = case
+    (tmp_path / "t.jsonl").write_bytes(jsonl(GOOD))
+    batch = 99 if expected == "expected_batch_size" else 2
+    called = troth("run", run_file(ROLES, more=more, batch=batch), "--json", "--quiet")
+    assert called.code == 2 and called.out == ""
+    assert expected in one_line(called.err)
+
+
+def test_bad_models(troth: Callable, run_file: Callable, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(jsonl(GOOD))
+    (tmp_path / "empty").mkdir()
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    for folder, expected in [("none", "none"), ("empty", "empty"), ("pickled", "safetensors")]:
+        path = run_file(ROLES)
+        path.write_text(path.read_text().replace('preset = "tiny-bert"', f'checkpoint = "{folder}"'))
+        called = troth("train", path, "--quiet")
+        assert called.code == 2, called.err
+        assert expected in one_line(called.err)
+
+
+def test_verbs_that_need_a_finished_run(troth: Callable, run_file: Callable, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(jsonl(GOOD))
+    path = run_file(ROLES + '\ntest = "t.jsonl"', more="[attack]\n[fairness]")
+    for arguments in (
+        ["attack", path],
+        ["fairness", path],
+        ["report", path],
+        ["report"],
+        ["attack", path, "--run", tmp_path],
+        ["train", path, "--resume"],
+        ["runs", "show", "none", "--out", tmp_path],
+        ["runs", "compare", "none", "--out", tmp_path],
+        ["runs", "list", "--out", tmp_path / "none"],
+        ["federate", path],
+        ["doctor", tmp_path / "none"],
+        ["validate", tmp_path / "none.toml"],
+        ["validate", path, "--set", "nonsense"],
+        ["validate", path, "--without", "nonsense"],
+        ["ledger", "set-budget", "x", "--epsilon", "-1", "--delta", "1e-5"],
+        ["ledger", "forecast", "x", path],
+    ):
+        called = troth(*arguments)
+        assert called.code == 2, (arguments, called.err)
+        one_line(called.err)
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["train"], ["train", "--nonsense", "x"], ["ls", "nonsense"]])
+def test_wrong_usage(troth: Callable, arguments: list[str]) -> None:
+    called = troth(*arguments)
+    assert called.code == 2 and called.out == "" and "Traceback" not in called.err
+    assert len([line for line in called.err.splitlines() if line.strip()]) <= 4
