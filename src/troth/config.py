@@ -193,6 +193,9 @@ class PartitionConfig(_Section):
     partition: Literal["label_dirichlet", "iid"]
     clients: Annotated[int, Field(ge=2)]
     concentration: Positive = 1.0
+    convention: Literal["per_client", "per_label"] = Field(
+        "per_client", description="of label_dirichlet: each client draws its labels, or each label its clients"
+    )
 
 
 class SelectionConfig(_Section):
@@ -204,6 +207,15 @@ class SelectionConfig(_Section):
         None, description="default: samples with uniform, equal with activity"
     )
     allow_double_count: bool = False
+
+    @model_validator(mode="after")
+    def _counted_once(self) -> Self:
+        if self.by == "activity" and self.power > 0 and self.weight == "samples" and not self.allow_double_count:
+            raise ValueError(
+                "by = 'activity' with weight = 'samples' counts each client's rows twice; use weight = 'equal' or "
+                "'inverse_probability', or write allow_double_count = true if that is meant"
+            )
+        return self
 
 
 class LocalConfig(_Section):
@@ -233,6 +245,7 @@ class FederatedConfig(_Section):
     server: ServerConfig = ServerConfig()
     engine: Literal["local"] = "local"
     evaluate_every: Count = Field(5, description="rounds")
+    checkpoint_every: Count | None = Field(None, description="rounds; default: evaluate_every")
 
     @model_validator(mode="before")
     @classmethod
