@@ -6,12 +6,17 @@ Importing this package loads neither torch nor dp-accounting.
 from troth.accounting.calibrate import calibrate_noise_multiplier
 from troth.accounting.curve import epsilon_after, epsilon_curve
 from troth.accounting.home import troth_home
+from troth.accounting.ledger import Ledger, SpendRequest
 from troth.accounting.mechanism import Mechanism
 from troth.accounting.plan import PrivacyPlan, make_plan
+from troth.accounting.reservation import Reservation
 
 __all__ = [
+    "Ledger",
     "Mechanism",
     "PrivacyPlan",
+    "Reservation",
+    "SpendRequest",
     "calibrate_noise_multiplier",
     "epsilon_after",
     "epsilon_curve",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -74,7 +75,7 @@ def _renyi(mechanism: Mechanism, order: int) -> float:
     log_weight += k * math.log(q) + (order - k) * math.log1p(-q)
     log_expm1 = exponent + np.log(-np.expm1(-exponent))
     log_moment = np.logaddexp(0.0, logsumexp(log_weight + log_expm1))
-    return float(log_moment) / (order - 1) * _ROUNDING
+    return max(float(log_moment) / (order - 1) * _ROUNDING, sys.float_info.min)
 
 
 def renyi_epsilon(order: int, divergence: float, delta: float) -> float:
