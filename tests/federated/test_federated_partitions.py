@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from troth import federated
 from troth.config import PartitionConfig
-from troth.data import from_rows
 from troth.errors import ConfigError, DataError
 from troth.federated import (
     FederatedData,
@@ -17,7 +16,6 @@ from troth.federated import (
     iid,
     label_dirichlet,
     label_dirichlet_per_label,
-    make_population,
     partition,
     with_minimum,
 )
@@ -153,17 +151,15 @@ def test_bad_assignments_are_refused() -> None:
 
 
 def test_run_file_partitions() -> None:
-    rows = [{"text": f"t{i}", "label": str(i % 4), "user": f"u{i % 7}"} for i in range(80)]
-    full = from_rows(rows, "train.jsonl")
-    assert len(make_population(full, "user", seeds=SEEDS)) == 7
+    labels = [str(i % 4) for i in range(80)]
     for kind in ("iid", "label_dirichlet"):
-        data = make_population(full, PartitionConfig(partition=kind, clients=5), seeds=SEEDS)
+        data = partition(PartitionConfig(partition=kind, clients=5), 80, labels, seeds=SEEDS)
         assert len(data) == 5 and data.counts.tolist() == [16] * 5 and data.names is None
     skewed = PartitionConfig(partition="label_dirichlet", clients=5, concentration=0.1, convention="per_label")
-    assert make_population(full, skewed, seeds=SEEDS).counts.std() > 0
-    again = make_population(full, skewed, seeds=SEEDS)
-    assert again.fingerprint == make_population(full, skewed, seeds=SEEDS).fingerprint
-    assert again.fingerprint != make_population(full, skewed, seeds=PublicSeeds(5)).fingerprint
+    data = partition(skewed, 80, labels, seeds=SEEDS)
+    assert data.counts.std() > 0
+    assert data.fingerprint == partition(skewed, 80, labels, seeds=SEEDS).fingerprint
+    assert data.fingerprint != partition(skewed, 80, labels, seeds=PublicSeeds(5)).fingerprint
 
 
 def test_partitions_that_cannot_be_are_refused() -> None:
@@ -174,8 +170,6 @@ def test_partitions_that_cannot_be_are_refused() -> None:
         partition(skewed, 3, ["a", "b", "c"], seeds=SEEDS)
     with pytest.raises(ConfigError, match="concentration = 0"):
         label_dirichlet(["a", "b"], 2, 0.0, rng())
-    with pytest.raises(ConfigError, match=r"needs a user per row and train.jsonl has none"):
-        make_population(from_rows([{"text": "a", "label": "b"}], "train.jsonl"), "user", seeds=SEEDS)
 
 
 def test_public_names_are_there() -> None:

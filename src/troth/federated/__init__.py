@@ -1,6 +1,5 @@
 """Federated learning: who holds which rows, who takes part, what clients and server do, and the simulation of it."""
 
-from troth.federated.build import make_population
 from troth.federated.engine import Engine, RoundOutcome, SequentialEngine
 from troth.federated.fedavg import Algorithm, FedAvg, LocalProblem, ServerState
 from troth.federated.journal import FederatedOutcome
@@ -27,7 +26,6 @@ __all__ = [
     "iid",
     "label_dirichlet",
     "label_dirichlet_per_label",
-    "make_population",
     "make_selection",
     "partition",
     "simulate",

@@ -31,9 +31,20 @@ MEASUREMENTS: tuple[tuple[str, str, str, float | None, str], ...] = (
         0.01,
         "share of members found where 1 % of non-members are accused",
     ),
+    (
+        "attack.membership.loss.fpr_at_threshold_0.01",
+        "fraction",
+        "neutral",
+        0.01,
+        "share of evaluation non-members accused at the threshold that others set for 1 %",
+    ),
     ("fairness.accuracy_gap", "fraction", "lower", 0.0, "largest minus smallest accuracy over groups"),
     ("fairness.accuracy_gap.p_value", "probability", "neutral", None, "chance of such a gap were groups exchangeable"),
     ("federated.round.accuracy", "fraction", "higher", None, "quality of the global model after the last round"),
+    ("federated.clients", "clients", "neutral", None, "devices with data; their sizes stand in the protocol"),
+    ("federated.samples", "examples", "lower", None, "examples processed on devices, each local epoch counted"),
+    ("federated.bytes_sent", "bytes", "lower", None, "bytes to and from devices: trainable parameters, dense"),
+    ("federated.rejected_updates", "updates", "lower", None, "updates left out because they were not finite"),
 )
 
 
