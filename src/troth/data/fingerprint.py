@@ -89,7 +89,8 @@ def row_hashes(table: Table, key: bytes) -> NDArray[np.uint64]:
 
     A row is its text: `text`, else `tokens` joined by blanks, else `question` and `context`, else `source` and
     `target`. Labels, tags, answers, ids and users are left out, so that giving a text another label or reading it for
-    another task does not hide that it is the same. Without the key, digests tell nothing about the rows.
+    another task does not hide that it is the same; neither does white space, of which any amount counts as one blank.
+    Without the key, digests tell nothing about the rows.
 
     Args:
         table: the rows.
@@ -108,7 +109,7 @@ def row_hashes(table: Table, key: bytes) -> NDArray[np.uint64]:
     for parts in _texts(table):
         row = keyed.copy()
         for part in parts:
-            encoded = part.encode()
+            encoded = " ".join(part.split()).encode()
             row.update(len(encoded).to_bytes(8, "little") + encoded)
         digests.append(row.digest())
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from troth.data.formats_cells import read_csv, read_tsv
 from troth.data.formats_json import read_json, read_jsonl
 from troth.data.formats_tokens import ALIGNED, read_aligned, read_conll
-from troth.data.raw import Raw, near, shown, shown_names
+from troth.data.raw import Raw, near, printable, shown, shown_names
 from troth.data.text_files import read_bytes, read_lines
 from troth.errors import DataError
 
@@ -95,9 +95,17 @@ def _check_ending(path: Path, source: str) -> None:
     raise DataError(f"{source}: {ending} is not a known ending; {hint}known: {', '.join(sorted(ENDINGS))}")
 
 
+def _entries(folder: Path, source: str) -> list[Path]:
+    """Return what lies in a folder, in name order."""
+    try:
+        return sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{source}: the folder cannot be read: {error.strerror}") from None
+
+
 def _no_data(folder: Path, source: str) -> DataError:
     """Return the error for a folder that holds no file of a known ending."""
-    names = sorted(entry.name for entry in folder.iterdir())
+    names = [entry.name for entry in _entries(folder, source)]
     if {"state.json", "dataset_dict.json"} & set(names):
         return DataError(
             f"{source}: a folder made by save_to_disk: write it with to_parquet, or pass the data set itself"
@@ -122,11 +130,12 @@ def files_of(path: Path, source: str) -> list[tuple[Path, str]]:
         return [(path, source)]
     if any((path / name).is_file() for name in ALIGNED):
         return [(path, source)]
-    files = sorted(
-        (e for e in path.iterdir() if e.is_file() and _ending(e) in ENDINGS and not e.name.startswith((".", "_"))),
-        key=lambda entry: entry.name,
-    )
-    files = [e for e in files if e.stem.lower() not in _NOT_DATA]
+    files = [
+        entry
+        for entry in _entries(path, source)
+        if _ending(entry) in ENDINGS and not entry.name.startswith((".", "_")) and entry.stem.lower() not in _NOT_DATA
+    ]
+    files = [entry for entry in files if entry.is_file()]
     if not files:
         raise _no_data(path, source)
     endings = sorted({_ending(entry) for entry in files})
@@ -140,7 +149,7 @@ def files_of(path: Path, source: str) -> list[tuple[Path, str]]:
             f"{source}: a folder that holds several splits ({', '.join(splits.values())}); give one file, such as "
             f"{shown(f'{source}/{next(iter(splits.values()))}')}"
         )
-    return [(entry, f"{source.rstrip('/')}/{entry.name}") for entry in files]
+    return [(entry, f"{source.rstrip('/')}/{printable(entry.name)}") for entry in files]
 
 
 def read_path(path: Path, source: str, columns: Sequence[str] | None) -> Raw:

@@ -48,11 +48,11 @@ def _tsv_rows(lines: Sequence[str]) -> Rows:
 
 def _header(cells: Sequence[str], source: str, other: str) -> list[str]:
     """Return the column names of a header row."""
-    if len(cells) == 1 and (";" in cells[0] or other in cells[0]):
-        raise DataError(
-            f"{source}: the header has one column and holds {';' if ';' in cells[0] else other!r}: separate cells by "
-            f"{'tabs and name the file .tsv' if other == chr(9) else 'commas in .csv, by tabs in .tsv'}"
-        )
+    found = next((mark for mark in (other, ";") if len(cells) == 1 and mark in cells[0]), None)
+    if found is not None:
+        wanted, ending = ("commas", ".tsv") if other == "\t" else ("tabs", ".csv")
+        way_out = f"separate cells by {wanted}" + (f", or name the file {ending}" if found == other else "")
+        raise DataError(f"{source}: the header has one column and holds {found!r}: {way_out}")
     repeated = next((name for i, name in enumerate(cells) if name in cells[:i]), None)
     if repeated is not None:
         raise DataError(f"{source}: the header names the column {shown(repeated)} twice; give each column its own name")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-__all__ = ["LONGEST_ROW", "Column", "Origin", "Raw", "near", "shown", "shown_names"]
+__all__ = ["LONGEST_ROW", "Column", "Origin", "Raw", "near", "printable", "shown", "shown_names"]
 
 LONGEST_ROW = 1_000_000
 """Bytes of UTF-8 a row (in a text file: a line) may have. A longer one is a broken file more often than a text."""
@@ -18,6 +18,11 @@ _LONGEST_SHOWN = 40
 _MOST_SHOWN = 12
 
 Column: TypeAlias = pa.ChunkedArray | list[Any]
+
+
+def printable(text: str) -> str:
+    """Return a path or the like with line ends and other control characters escaped, for messages of one line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: object) -> str:

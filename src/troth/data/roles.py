@@ -41,10 +41,12 @@ def _nearest(role: str, names: list[str]) -> str | None:
     return near(role, names) or next(usual, None)
 
 
-def _missing_column(raw: Raw, role: str, wanted: str) -> DataError:
+def _missing_column(raw: Raw, role: str, wanted: str, taken: set[str]) -> DataError:
+    """Return the error for a column that is not there, naming the nearest that plays no other role."""
     names = list(raw.columns)
-    nearest = _nearest(role, names) if wanted == role else near(wanted, names)
-    hint = f'write {role} = "{nearest}"' if nearest else f"name one: {role} = COLUMN"
+    free = [name for name in names if name not in taken]
+    nearest = _nearest(role, free) if wanted == role else near(wanted, free)
+    hint = f"write {role} = {shown(nearest)}" if nearest else f"name one: {role} = COLUMN"
     if not nearest and names == ["text"] and raw.source.endswith(".txt"):
         hint = "a .txt file has no column but text; write .jsonl or .csv"
     headless = "; if the file has no header, give columns = [...]" if raw.headed and not nearest else ""
@@ -87,7 +89,8 @@ def map_roles(raw: Raw, roles: Mapping[str, str], kind: str) -> dict[str, str]:
         if column is not None and (role in roles or role in REQUIRED[kind] or role in _ABOUT_ROWS):
             found[role] = column
         elif role in roles or role in REQUIRED[kind]:
-            raise _missing_column(raw, role, wanted)
+            taken = {roles.get(other, other) for other in REQUIRED[kind] if other != role}
+            raise _missing_column(raw, role, wanted, taken)
     needed = REQUIRED[kind]
     for i, role in enumerate(needed):
         other = next((o for o in needed[:i] if found[o] == found[role]), None)

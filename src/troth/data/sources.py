@@ -8,7 +8,7 @@ from pathlib import Path
 
 from troth.data.formats import ENDINGS, files_of, read_path
 from troth.data.hub import HubName, parse_hub_name, read_hub
-from troth.data.raw import Raw, near, shown
+from troth.data.raw import Raw, near, printable, shown
 from troth.errors import DataError
 
 __all__ = ["Part", "read_part", "resolve"]
@@ -46,16 +46,23 @@ def resolve(text: str, *, folder: Path, split: str, key: str | None = None) -> l
     Raises:
         DataError: no such file, an ending or folder that cannot be read, or a text that can be neither.
     """
-    asked = f"{key} = {shown(text)}" if key else text
+    source = printable(text)
+    asked = f"{key} = '{source}'" if key else source
     if not text.strip() or "\0" in text:
         raise DataError(f"{asked}: not a path; give a file, a folder or a hub id")
-    path = folder / Path(text).expanduser()
-    if path.exists():
-        return [Part(source, place.resolve(), asked, folder) for place, source in files_of(path, text)]
+    try:
+        path = folder / Path(text).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError):  # too long for a name, a folder that may not be entered, an unknown ~user
+        raise DataError(
+            f"{key or 'source'}: {shown(text)} cannot be looked up; give a file, a folder or a hub id"
+        ) from None
+    if there:
+        return [Part(called, place.resolve(), asked, folder) for place, called in files_of(path, source)]
     name = parse_hub_name(text, split)
     if name is None or path.suffix.lower() in ENDINGS:
         raise _not_found(path, asked)
-    return [Part(text, name, asked, folder)]
+    return [Part(source, name, asked, folder)]
 
 
 def _not_found(path: Path, asked: str, hub: HubName | None = None) -> DataError:
@@ -63,14 +70,15 @@ def _not_found(path: Path, asked: str, hub: HubName | None = None) -> DataError:
     parent = path.parent
     names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
     nearest = near(path.name, names)
-    hint = f"; nearest: {shown(nearest)}" if nearest else "" if parent.is_dir() else f"; there is no folder {parent}"
+    there = printable(str(parent))
+    hint = f"; nearest: {shown(nearest)}" if nearest else "" if parent.is_dir() else f"; there is no folder {there}"
     also = ""
     if hub is not None:
         also = (
             f", and no data set {shown(hub.repo)} in the local hub cache (nothing is fetched: to have it, "
             f"hf download --repo-type dataset {hub.repo})"
         )
-    return DataError(f"{asked}: no such file or folder in {parent}{hint}{also}")
+    return DataError(f"{asked}: no such file or folder in {there}{hint}{also}")
 
 
 def read_part(part: Part, columns: Sequence[str] | None) -> Raw:

@@ -122,6 +122,11 @@ def table_of(columns: pa.Table, source: str) -> Table:
 
 
 def _array(role: str, values: list[Any]) -> pa.Array:
+    if role in (*_LISTS, "answers"):  # Arrow would take a string for the list of its characters
+        inner = [v for v in values if v is not None]
+        inner += [part for v in inner if isinstance(v, Mapping) for part in v.values()]
+        if any(isinstance(v, str) for v in inner):
+            raise pa.ArrowTypeError(role)
     if role in _LISTS:
         return pa.array(values, type=pa.list_(pa.string()))
     if role == "answers":
