@@ -220,9 +220,9 @@ def _max_length(model: ModelConfig, architecture: PreTrainedConfig, tokenizer: P
 
 
 def _positions(architecture: PreTrainedConfig) -> int | None:
-    """Return how many tokens the model has positions for; None where positions are relative or unknown."""
+    """Return how many tokens the model has positions for; None where it does not say."""
     if architecture.model_type in _RELATIVE_POSITIONS:
-        return None
+        return _UNLIMITED
     fields = architecture.to_dict()
     value = fields.get("max_position_embeddings", fields.get("n_positions"))
     if not isinstance(value, int) or value < 1:

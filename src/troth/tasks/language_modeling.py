@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["CausalLanguageModeling", "LanguageModeling", "MaskedLanguageModeling"]
 
 _LOGITS_AT_ONCE = 2**25  # numbers in one scoring batch's logits
-_SCORING_DRAW = 2**62
+SCORING_DRAW = 2**62
 """The draw of masks when scoring: always the same, so that the losses of two models can be compared."""
 
 
@@ -57,7 +57,7 @@ class LanguageModeling(Task):
         found = np.zeros((len(encoded), 3))
         with evaluating(model) as device:
             for rows in scoring_batches(encoded.lengths, at_once, progress):
-                batch = self.collate(encoded, rows, draw=_SCORING_DRAW)
+                batch = self.collate(encoded, rows, draw=SCORING_DRAW)
                 logits, labels = self.aligned(model, {name: values.to(device) for name, values in batch.items()})
                 tokens = (labels != IGNORED).sum(dim=1)
                 right = (logits.argmax(dim=2) == labels).sum(dim=1)
@@ -191,10 +191,9 @@ class MaskedLanguageModeling(LanguageModeling):
 
 
 def _joined(before: tuple[int, ...], tokens: Ids, after: tuple[int, ...], room: int) -> tuple[Ids, bool]:
-    """Return the row, and whether tokens of the text were cut."""
-    if len(tokens) + len(after) <= room:
-        return [*before, *tokens, *after], False
-    return [*before, *tokens[:room]], len(tokens) > room
+    """Return the row, and whether it was cut."""
+    whole = [*tokens, *after]
+    return [*before, *whole[:room]], len(whole) > room
 
 
 def _perplexity(sums: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ class _Words:
 
     ids: list[Ids]
     starts: list[list[int]]
-    cut: list[int]  # words of each row beyond the maximum length, or without any piece
+    truncated: int  # rows of which pieces were cut
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ class Tagging(Task):
                 places = ids.offsets[row] + np.asarray(words.starts[row], dtype=np.int64)
                 labels[places] = [codes.get(tag, IGNORED) for tag in tags[: len(places)]]
             ragged["labels"] = Ragged(labels, ids.offsets)
-        return Encoded(ragged, {}, ids.lengths, sum(cut > 0 for cut in words.cut)), words
+        return Encoded(ragged, {}, ids.lengths, words.truncated), words
 
     def _words(self, rows: list[list[str]]) -> _Words:
         """Return the rows as tokens, each distinct word tokenized once."""
@@ -112,20 +112,19 @@ class Tagging(Task):
         pieces = dict(zip(distinct, tokenize(self.tokenizer, distinct), strict=True))
         blank = self._blank
         room = self.max_length - self.template.length
-        out = _Words([], [], [])
+        ids: list[Ids] = []
+        places: list[list[int]] = []
+        truncated = 0
         for row in spaced:
             tokens: Ids = []
             starts: list[int] = []
             for word in row:
-                piece = pieces[word] or blank
-                if len(tokens) >= room:
-                    break
-                starts.append(len(self.template.prefix) + len(tokens))
-                tokens.extend(piece)
-            out.ids.append(self.template.wrap(tokens, self.max_length))
-            out.starts.append(starts)
-            out.cut.append(len(row) - len(starts))
-        return out
+                starts.append(len(tokens))
+                tokens.extend(pieces[word] or blank)
+            truncated += len(tokens) > room
+            ids.append(self.template.wrap(tokens, self.max_length))
+            places.append([len(self.template.prefix) + start for start in starts if start < room])
+        return _Words(ids, places, truncated)
 
     @cached_property
     def _gap(self) -> str:

@@ -1,0 +1,127 @@
+"""Every task keeps the contract, on stock architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from contracts import stock_checkpoints
+from contracts.task_contract import Case, TaskContract
+from contracts.task_tables import TABLES
+from troth.config import parse
+from troth.seeds import PublicSeeds
+from troth.tasks import Batch, Encoded, make_model, make_task
+from troth.tasks.language_modeling import SCORING_DRAW
+
+
+def case_of(kind: str, save: Callable[[Path], Path], folder: Path, objective: str | None = None) -> Case:
+    task = {"kind": kind} if objective is None else {"kind": kind, "objective": objective}
+    raw = {
+        "run": {"name": "contract", "seed": 3},
+        "model": {"checkpoint": str(save(folder / "checkpoint"))},
+        "data": {"train": "rows"},
+        "task": task,
+    }
+    config = parse(raw)
+    made = make_task(config, TABLES[kind], folder)
+    return Case(made, make_model(config, made, PublicSeeds(3), folder), TABLES[kind], config)
+
+
+class Classifies(TaskContract):
+    names = ("accuracy", "macro_f1", "loss")
+
+    def test_an_unseen_label_has_loss_zero_with_a_graph(self, case: Case, encoded: Encoded) -> None:
+        batch = case.task.collate(encoded, np.arange(4))
+        batch["labels"][1] = -1
+        zero_loss_with_graph(self.losses(case, batch), 1)
+
+
+class Tags(TaskContract):
+    names = ("span_f1", "token_accuracy", "loss")
+
+    def test_a_row_without_tags_has_loss_zero_with_a_graph(self, case: Case, encoded: Encoded) -> None:
+        batch = case.task.collate(encoded, np.arange(4))
+        batch["labels"][1] = -100
+        zero_loss_with_graph(self.losses(case, batch), 1)
+
+
+class Models(TaskContract):
+    names = ("perplexity", "token_accuracy", "loss")
+
+    def test_a_row_without_targets_has_loss_zero_with_a_graph(self, case: Case, encoded: Encoded) -> None:
+        batch = case.task.collate(encoded, np.arange(4))
+        batch["labels"][1] = -100
+        zero_loss_with_graph(self.losses(case, batch), 1)
+
+
+def zero_loss_with_graph(losses: torch.Tensor, row: int) -> None:
+    assert losses[row] == 0
+    assert losses[row].requires_grad
+    losses[row].backward()
+    assert (losses[torch.arange(len(losses)) != row] > 0).all()
+
+
+class TestBertClassifies(Classifies):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("classification", stock_checkpoints.save_bert, folder)
+
+
+class TestGpt2Classifies(Classifies):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("classification", stock_checkpoints.save_gpt2, folder)
+
+
+class TestBertTags(Tags):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("tagging", stock_checkpoints.save_bert, folder)
+
+
+class TestRobertaTags(Tags):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("tagging", stock_checkpoints.save_roberta, folder)
+
+
+class Answers(TaskContract):
+    names = ("exact_match", "f1", "loss")
+
+
+class TestBertAnswers(Answers):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("question_answering", stock_checkpoints.save_bert, folder)
+
+
+class TestRobertaAnswers(Answers):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("question_answering", stock_checkpoints.save_roberta, folder)
+
+
+class TestT5Writes(TaskContract):
+    names = ("rouge_l", "exact_match", "loss")
+
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("seq2seq", stock_checkpoints.save_t5, folder)
+
+
+class TestGpt2Models(Models):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("language_modeling", stock_checkpoints.save_gpt2, folder)
+
+
+class TestBertModelsMasked(Models):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return case_of("language_modeling", stock_checkpoints.save_bert, folder, "masked")
+
+    def scoring_batch(self, case: Case, encoded: Encoded) -> Batch:
+        return case.task.collate(encoded, np.arange(len(encoded)), draw=SCORING_DRAW)
