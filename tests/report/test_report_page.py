@@ -57,6 +57,7 @@ def test_csv_behind_every_plot_holds_what_is_drawn(hostile_run: RunFolder) -> No
     assert len(links) == html.count("<svg ") and len(links) >= 8
     tables = [list(csv.DictReader(io.StringIO(unquote(link)))) for link in links]
     assert all(tables)
+    assert "mathdefault" not in html
     assert [r["label"] for r in next(t for t in tables if "label" in t[0] and len(t) == 2)] == [HOSTILE, "b"]
 
 

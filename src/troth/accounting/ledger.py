@@ -155,6 +155,25 @@ class Ledger:
             raise PrivacyError(f"run {request.run_name}: its reservation was not written")
         return Reservation(self._store, record, self._block_steps, warnings)
 
+    def check_plain(self, request: SpendRequest) -> tuple[str, ...]:
+        """Return warnings for a run without privacy on a data set that has no budget; write nothing.
+
+        A data set without a budget has nothing to keep: plain runs on it are not recorded. Where there is a budget, the
+        run must give its guarantee up, and `reserve` then records infinity.
+
+        Raises:
+            BudgetError: the data set has a budget.
+            RunError: the ledger cannot be read.
+        """
+        key = self._dataset_key(request)
+        with self._store.read() as database:
+            known = records.dataset(database, key)
+            if known is not None:
+                _admitted(database, known, request)
+            if request.row_hashes is None:
+                return ()
+            return known_rows.overlaps(database, key, known_rows.checked(request.row_hashes))
+
     def resume(self, reservation_id: str, config_hash: str | None = None) -> Reservation:
         """Return the reservation of an interrupted run; from now on only its holder can go on.
 

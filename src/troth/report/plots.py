@@ -14,7 +14,9 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from troth.results import Json, Measurement
 
@@ -95,6 +97,12 @@ def _attribute(text: str) -> str:
     return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def _plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers: the usual labels are mathematics, which is not parsed here."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def forest(title: str, rows: Sequence[tuple[str, Measurement]], caption: str) -> Plot:
     """Return values with their intervals, one row a label; the neutral value, where there is one, as a line."""
     shown = [(label, m) for label, m in rows if m.value is not None]
@@ -119,7 +127,7 @@ def forest(title: str, rows: Sequence[tuple[str, Measurement]], caption: str) ->
     return Plot(_draw(paint, 1.1 + 0.32 * max(1, len(shown)), title), caption, data)
 
 
-def curves(title: str, lines: Sequence[Curve], labels: tuple[str, str], caption: str, *, log_x: bool = False) -> Plot:
+def curves(title: str, lines: Sequence[Curve], labels: tuple[str, str], caption: str) -> Plot:
     """Return lines over a shared axis, with bands where a curve has them; `labels` names the axes x and y."""
     rows: list[dict[str, Json]] = []
     for line in lines:
@@ -135,8 +143,6 @@ def curves(title: str, lines: Sequence[Curve], labels: tuple[str, str], caption:
             axes.plot(line.x, line.y, color=colour, marker="o", markersize=2.5, label=_short(line.label))
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
-        if log_x:
-            axes.set_xscale("log")
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.set_title(title, loc="left")
@@ -163,6 +169,8 @@ def roc(title: str, lines: Sequence[Curve], caption: str) -> Plot:
             axes.plot(*zip(*points, strict=True), color=_PALETTE[number % len(_PALETTE)], label=_short(line.label))
         axes.set_xscale("log")
         axes.set_yscale("log")
+        _plain_ticks(axes.xaxis)
+        _plain_ticks(axes.yaxis)
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
         axes.set_title(title, loc="left")

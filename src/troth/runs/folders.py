@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def reservation(self) -> Path:
+        """The file that holds the id of the run's entry in the ledger."""
+        return self.path / "reservation"
+
+    @property
     def finished(self) -> bool:
         """Whether the run's own record is there."""
         return (self.path / "record.json").is_file()

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from troth import __version__
 from troth.config import RunConfig, digest
-from troth.errors import ConfigError, Interrupted
+from troth.errors import ConfigError, InputError, Interrupted, PrivacyError
 from troth.results import Json, Record, now
 from troth.runs import stages
 from troth.runs.folders import RunFolder, create, find_finished, find_unfinished, open_run, run_folders
@@ -65,6 +65,10 @@ class Pipeline:
         folder = folder or create(config, self.out(config))
         try:
             result = self._stages(prepared, folder, verb, resume=resume)
+        except (InputError, PrivacyError):
+            if not resume:
+                stages.discard(folder)
+            raise
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; continue with: troth {verb} RUN.toml --resume ({folder.path})") from None
         finally:

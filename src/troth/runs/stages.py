@@ -7,6 +7,7 @@ model on a split are taken once and shared between evaluation, attack and fairne
 from __future__ import annotations
 
 import secrets
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, eps
 from troth.attacks import loss_attack, overlapping_nonmembers
 from troth.config import DataConfig, FederatedConfig, RunConfig, digest
 from troth.data import Splits, Table, load, row_hashes
+from troth.dp.inspect import refuse_unsupported
 from troth.errors import ConfigError, DataError
 from troth.fairness import accuracy_by_group
 from troth.federated import FederatedData, by_user, partition, simulate
@@ -169,8 +171,10 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
     if config.privacy is not None:
         prepared.progress.message("calibrating the noise")
         plan = make_plan(config.privacy, config.train, len(encoded))
-    reservation = _reservation(prepared, plan, folder, resume=resume)
     model = _model(prepared)
+    if plan is not None:
+        refuse_unsupported(model)
+    reservation, told = _reservation(prepared, plan, folder, resume=resume)
     inputs = TrainInputs(
         task=prepared.task,
         model=model,
@@ -182,11 +186,6 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
     )
     outcome = fit(inputs, plan=plan, reservation=reservation, resume=resume, progress=prepared.progress)
     export(model, prepared.task.tokenizer, folder.model)
-    warnings = (
-        *_truncation_warning(prepared, encoded),
-        *outcome.warnings,
-        *(reservation.warnings if reservation else ()),
-    )
     series = {"train": outcome.series}
     if plan is not None:
         series["privacy.epsilon"] = epsilon_curve(plan, 20)
@@ -194,7 +193,7 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
         _counts(prepared, encoded),
         series,
         outcome.privacy,
-        warnings,
+        (*_truncation_warning(prepared, encoded), *outcome.warnings, *told),
         {"model": str(folder.model)},
         outcome.work_seconds,
     )
@@ -202,28 +201,39 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
 
 def _reservation(
     prepared: Prepared, plan: PrivacyPlan | None, folder: RunFolder, *, resume: bool
-) -> Reservation | None:
-    """Return the run's reservation in the ledger: the one it was started with, or a new one.
+) -> tuple[Reservation | None, tuple[str, ...]]:
+    """Return the run's entry in the ledger and what the ledger has to tell.
 
-    The reservation's id is kept in the run folder, written before the first step.
+    A private run reserves its whole plan, or takes up the reservation that it was started with; the id is kept in the
+    run folder, durably, before the first step. A run without privacy has no entry, unless it gives up the guarantee of
+    a data set: that is written down, as infinity.
     """
-    config, ledger, note = prepared.config, Ledger(), folder.path / "reservation"
+    config, ledger, note = prepared.config, Ledger(), folder.reservation
     if resume and note.is_file():
-        return ledger.resume(note.read_text(encoding="utf-8").strip())
-    none = config.run.guarantee == "none"
+        return ledger.resume(note.read_text(encoding="utf-8").strip(), digest(config)), ()
     request = SpendRequest(
         dataset_id=config.data.dataset_id,
         run_name=folder.path.name,
         plan=plan,
-        guarantee="none" if none else "differential_privacy",
+        guarantee="none" if config.run.guarantee == "none" else "differential_privacy",
         row_hashes=row_hashes(prepared.splits.train, ledger.key),
         config_hash=digest(config),
         kind="federate" if config.federated else "train",
     )
+    if plan is None and request.guarantee != "none":
+        return None, ledger.check_plain(request)
     reservation = ledger.reserve(request)
-    if reservation is not None:
-        write_text(note, reservation.id + "\n")
-    return reservation
+    write_text(note, reservation.id + "\n")
+    return reservation, reservation.warnings
+
+
+def discard(folder: RunFolder) -> None:
+    """Remove the folder of a run that was refused before its first step, and give its reservation back."""
+    if any(folder.checkpoints.glob("*/*")) or folder.model.exists():
+        return
+    if folder.reservation.is_file():
+        Ledger().release(folder.reservation.read_text(encoding="utf-8").strip())
+    shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def _clients(prepared: Prepared, federated: FederatedConfig) -> FederatedData:
@@ -250,8 +260,8 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
     table = prepared.splits.validation or prepared.splits.test
     encoded = prepared.task.encode(prepared.splits.train)
     clients = _clients(prepared, federated)
-    reservation = _reservation(prepared, None, folder, resume=resume)
     model = _model(prepared)
+    _, told = _reservation(prepared, None, folder, resume=resume)
 
     def evaluate_round(global_model: PreTrainedModel) -> tuple[Measurement, ...]:
         if table is None:
@@ -278,7 +288,7 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
         (*_counts(prepared, encoded), *outcome.measurements),
         {"federated.round": outcome.series},
         None,
-        (*_truncation_warning(prepared, encoded), *outcome.warnings, *(reservation.warnings if reservation else ())),
+        (*_truncation_warning(prepared, encoded), *outcome.warnings, *told),
         {"model": str(folder.model)},
         outcome.work_seconds,
     )
