@@ -128,7 +128,7 @@ def choose_order(epsilon: float, delta: float, mechanism: Mechanism) -> int:
     Integers from 2 to 16384, closely spaced. For q = 1 this is near the closed form of the Gaussian,
     1 + sqrt(log(1/delta) / rho), where rho is the zero-concentrated divergence that epsilon stands for.
     """
-    orders = sorted({round(2 * 8192.0 ** (i / 160)) for i in range(161)})
+    orders: list[int] = sorted({round(2 * math.pow(8192, i / 160)) for i in range(161)})
     return max(orders, key=lambda order: allowance(order, epsilon, delta) / mechanism.renyi(order))
 
 

@@ -181,10 +181,11 @@ def make_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> Priv
     from troth.accounting.calibrate import calibrate_noise_multiplier
 
     batch = train.expected_batch_size
-    if batch > examples:
+    if batch > examples > 0:
         raise ConfigError(
             f"train.expected_batch_size = {batch}: exceeds the {examples} training examples; give at most {examples}"
         )
+    _check_sizes(examples, batch)
     _check_sizes(examples, batch)
     check_delta(privacy.target_delta, examples)
     rate, steps = batch / examples, train.epochs * math.ceil(examples / batch)
