@@ -18,7 +18,16 @@ from troth.data import Table, from_rows
 from troth.errors import DataError, ModelError
 from troth.tasks import QuestionAnswering
 from troth.tasks.answers import answer_exact_match, answer_f1, normalize_answer
-from troth.tasks.windows import Question, best_spans, token_span, window_with_answer, windows
+from troth.tasks.tokens import PairTemplate
+from troth.tasks.windows import (
+    Question,
+    Window,
+    best_spans,
+    features,
+    token_span,
+    window_with_answer,
+    windows,
+)
 
 
 def task(max_length: int = 48, tokenizer: PreTrainedTokenizerFast | None = None) -> QuestionAnswering:
@@ -96,13 +105,28 @@ def test_the_training_window_holds_the_answer(size: int, room: int, data: st.Dat
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 10_000))
 def test_the_best_span_is_that_of_the_double_loop(longest: int, time: int, seed: int) -> None:
-    start, end = torch.randn(2, 3, time, generator=torch.Generator().manual_seed(seed))
-    sums, found = best_spans(start, end, longest)
+    generator = torch.Generator().manual_seed(seed)
+    inside = (torch.rand(3, time, generator=generator) < 0.7).long()
+    inside[:, 0] = 1
+    start, end = torch.randn(2, 3, time, generator=generator).masked_fill(inside == 0, -1e9)
+    sums, found = best_spans(start, end, inside, longest)
     for row in range(3):
-        spans = [(a, b) for a in range(time) for b in range(a, min(time, a + longest))]
+        places = inside[row].nonzero()[:, 0].tolist()
+        spans = [(a, b) for i, a in enumerate(places) for b in places[i : i + longest]]
         best = max(spans, key=lambda span: float(start[row, span[0]] + end[row, span[1]]))
         assert tuple(found[row]) == best
         assert sums[row] == pytest.approx(float(start[row, best[0]] + end[row, best[1]]))
+
+
+def test_an_answer_neither_starts_nor_ends_at_a_token_without_characters() -> None:
+    """Further pieces of a hashed word cover no character; a long answer is cut to the window's last word."""
+    offsets = [(0, 4), (4, 4), (5, 9), (9, 9), (9, 9)]
+    question = Question([7], [1, 2, 3, 4, 5], offsets, (0, 2))
+    template = PairTemplate((), (0,), (), (0, 0, 0, 1, 0))
+    whole, part = (features([question], [Window(0, 0, end)], template, with_types=False, truncated=0) for end in (5, 2))
+    assert whole.ragged["context_mask"].row(0).tolist() == [0, 0, 1, 0, 1, 0, 0]
+    assert (whole.scalars["start_positions"][0], whole.scalars["end_positions"][0]) == (2, 4)
+    assert (part.scalars["start_positions"][0], part.scalars["end_positions"][0]) == (2, 2)
 
 
 def test_an_answer_maps_to_the_tokens_that_share_a_character_with_it() -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["QuestionAnswering"]
 
 ANSWER_TOKENS = 30
-"""The longest answer looked for, in tokens, as in the usual SQuAD set-up."""
+"""The longest answer looked for, in tokens that cover characters, as in the usual SQuAD set-up."""
 
 _LEAST_CONTEXT = 8
 _IMPOSSIBLE = -1e9
@@ -90,7 +90,7 @@ class QuestionAnswering(Task):
                 start, end = self._logits(model, batch)
                 own = places < len(questions)
                 losses[places[own]] = _losses(start, end, batch)[own]
-                sums[places], spans[places] = best_spans(start, end, ANSWER_TOKENS)
+                sums[places], spans[places] = best_spans(start, end, batch["context_mask"], ANSWER_TOKENS)
         sums[~searched] = -np.inf
         predictions = self._texts(table.column("context"), questions, chosen, sums, spans)
         golds = [answers["text"] for answers in table.column("answers")]

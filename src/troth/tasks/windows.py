@@ -23,7 +23,8 @@ class Question:
     Attributes:
         question: its tokens, already cut to what it may have.
         context: all tokens of the context.
-        offsets: the characters [start, end) of the context that each token covers.
+        offsets: the characters [start, end) of the context that each token covers; an answer neither starts nor ends
+            at a token that covers none, such as a further piece of a word already covered.
         answer: first and last token of the answer in the context.
     """
 
@@ -69,18 +70,24 @@ def features(
 ) -> Encoded:
     """Return model inputs, one row per window.
 
-    ``start_positions`` and ``end_positions`` are the answer's tokens, moved to the window's ends where it reaches out.
+    ``context_mask`` is 1 where an answer may start or end. ``start_positions`` and ``end_positions`` are the first and
+    last such token of the answer in the window, 0 where the window has none of it.
     """
     ids, masks, types = [], [], []
     positions = np.zeros((len(chosen), 2), dtype=np.int64)
     for place, window in enumerate(chosen):
         question = questions[window.row]
-        size = window.end - window.start
         ids.append(template.wrap(question.question, question.context[window.start : window.end]))
         first = first_context_token(question, template)
-        masks.append([0] * first + [1] * size + [0] * len(template.suffix))
-        types.append(template.token_types(len(question.question), size))
-        positions[place] = np.clip(question.answer, window.start, window.end - 1) - window.start + first
+        inside = [int(end > start) for start, end in question.offsets[window.start : window.end]]
+        masks.append([0] * first + inside + [0] * len(template.suffix))
+        types.append(template.token_types(len(question.question), len(inside)))
+        a, b = question.answer
+        answer = [
+            token for token in range(max(a, window.start), min(b + 1, window.end)) if inside[token - window.start]
+        ]
+        if answer:
+            positions[place] = first - window.start + answer[0], first - window.start + answer[-1]
     ragged = {"input_ids": Ragged.from_rows(ids), "context_mask": Ragged.from_rows(masks)}
     if with_types:
         ragged["token_type_ids"] = Ragged.from_rows(types)
@@ -93,24 +100,30 @@ def first_context_token(question: Question, template: PairTemplate) -> int:
     return len(template.prefix) + len(question.question) + len(template.middle)
 
 
-def best_spans(start: Tensor, end: Tensor, longest: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def best_spans(
+    start: Tensor, end: Tensor, inside: Tensor, longest: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the highest sum of logits over spans of 1 to `longest` tokens, and the span's first and last token.
 
     Args:
-        start: [batch, time] start logits, very low outside of the context.
+        start: [batch, time] start logits, very low where `inside` is 0.
         end: [batch, time] end logits, likewise.
+        inside: [batch, time] 1 where an answer may start or end; other tokens do not count in a span's length.
         longest: tokens of the longest span.
 
     Returns:
         sums [batch] and positions [batch, 2].
     """
+    order = torch.argsort(1 - inside, dim=1, stable=True)
+    start, end = start.gather(1, order), end.gather(1, order)
     time = start.shape[1]
     widths = range(min(longest, time))
     tables = [torch.max(start[:, : time - width] + end[:, width:], dim=1) for width in widths]
     sums = torch.stack([table.values for table in tables], dim=1)
     best, width = sums.max(dim=1)
     first = torch.stack([table.indices for table in tables], dim=1).gather(1, width[:, None])[:, 0]
-    return best.double().cpu().numpy(), torch.stack([first, first + width], dim=1).cpu().numpy()
+    span = order.gather(1, torch.stack([first, first + width], dim=1))
+    return best.double().cpu().numpy(), span.cpu().numpy()
 
 
 def span_text(context: str, offsets: Offsets, first: int, last: int) -> str:
