@@ -41,7 +41,7 @@ doctest: $(VENV)/.development
 	$(PYTEST) --doctest-modules -p no:randomly -q src/troth
 
 examples: $(VENV)/.development
-	$(PYTEST) -p no:randomly -q --durations=5 examples
+	$(PYTEST) -p no:randomly -q tests/test_examples.py
 
 docs: $(VENV)/.development
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -q -b html docs docs/_build/html

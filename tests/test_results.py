@@ -66,7 +66,7 @@ def test_numpy_values_and_tuples_become_plain_json() -> None:
 
 
 def test_a_name_occurs_once() -> None:
-    with pytest.raises(ValueError, match="test.accuracy occurs twice"):
+    with pytest.raises(ValueError, match=r"test\.accuracy occurs twice"):
         Record("run", "r", "x", "0", measurements=(measurement(), measurement()))
 
 

@@ -71,7 +71,9 @@ expected_batch_size = {batch}
 def run_file(tmp_path: Path) -> Callable[..., Path]:
     """Write a run file; ``data`` is the [data] section, ``more`` comes after [train]."""
 
-    def write(data: str, *, kind: str = "classification", more: str = "", batch: int = 2, name: str = "run.toml") -> Path:
+    def write(
+        data: str, *, kind: str = "classification", more: str = "", batch: int = 2, name: str = "run.toml"
+    ) -> Path:
         path = tmp_path / name
         path.write_text(BASE.format(data=data, kind=kind, more=more, batch=batch), encoding="utf-8")
         return path

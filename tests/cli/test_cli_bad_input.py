@@ -68,7 +68,12 @@ TABLES = {
         "",
         "t.tsv",
     ),
-    "not parquet": ({"t.parquet": b"PAR1 not really"}, 'train = "t.parquet"\ntext = "text"\nlabel = "x"', "", "t.parquet"),
+    "not parquet": (
+        {"t.parquet": b"PAR1 not really"},
+        'train = "t.parquet"\ntext = "text"\nlabel = "x"',
+        "",
+        "t.parquet",
+    ),
     "group column missing": ({"t.jsonl": jsonl(GOOD)}, ROLES + '\ngroup = "region"', "", "region"),
 }
 CONFIGS = {
