@@ -109,9 +109,7 @@ def test_infinity_is_not_cached() -> None:
         (1e-12, 1e-9, 1.0, 10**9, "target_epsilon"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused(
-    target: float, delta: float, rate: float, steps: int, named: str
-) -> None:
+def test_what_cannot_be_calibrated_is_refused(target: float, delta: float, rate: float, steps: int, named: str) -> None:
     with pytest.raises(PrivacyError, match=named) as caught:
         calibrate_noise_multiplier(target, delta, rate, steps)
     assert "\n" not in str(caught.value)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from troth.accounting.cache import remembered
 from troth.accounting.mechanism import Mechanism, best_renyi_epsilon
 from troth.results import Json
+
+if TYPE_CHECKING:
+    from dp_accounting.pld import privacy_loss_distribution
 
 __all__ = ["composed_epsilon", "discretization", "remembered_epsilon", "steps_curve"]
 
@@ -38,12 +42,26 @@ def discretization(parts: Sequence[tuple[Mechanism, int]], delta: float) -> floa
 
 def epsilon_at_width(parts: Sequence[tuple[Mechanism, int]], delta: float, width: float) -> float:
     """Return the pessimistic epsilon at `delta` of parts composed, with losses rounded up to multiples of `width`."""
-    import dp_accounting
-    from dp_accounting import pld
+    composed = None
+    for mechanism, steps in parts:
+        part = _one_step(mechanism, width).self_compose(steps)
+        composed = part if composed is None else composed.compose(part)
+    return 0.0 if composed is None else float(composed.get_epsilon_for_delta(delta))
 
-    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, width)
-    accountant.compose(dp_accounting.ComposedDpEvent([m.event(n) for m, n in parts]))
-    return float(accountant.get_epsilon(delta))
+
+@lru_cache(maxsize=4)
+def _one_step(mechanism: Mechanism, width: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """Return dp-accounting's distribution of one step: the slow part, the same for every number of steps."""
+    import dp_accounting
+    from dp_accounting.pld import privacy_loss_distribution
+
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        mechanism.noise_multiplier,
+        pessimistic_estimate=True,
+        value_discretization_interval=width,
+        sampling_prob=mechanism.sampling_rate,
+        neighboring_relation=dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -93,19 +111,13 @@ def steps_curve(mechanism: Mechanism, steps: Sequence[int], delta: float) -> lis
 
 
 def _curve(mechanism: Mechanism, steps: Sequence[int], delta: float, last: float) -> list[float]:
-    from dp_accounting.pld import privacy_loss_distribution
-
     finest = discretization([(mechanism, steps[-1])], delta)
     for coarseness in (10, 5, 2, 1):
-        one = privacy_loss_distribution.from_gaussian_mechanism(
-            mechanism.noise_multiplier,
-            value_discretization_interval=finest * coarseness,
-            sampling_prob=mechanism.sampling_rate,
-        )
-        if coarseness == 1 or one.self_compose(steps[-1]).get_epsilon_for_delta(delta) <= 1.01 * last:
+        width = finest * coarseness
+        if coarseness == 1 or epsilon_at_width([(mechanism, steps[-1])], delta, width) <= 1.01 * last:
             break
     curve: list[float] = []
     for n in steps[:-1]:
-        found = float(one.self_compose(n).get_epsilon_for_delta(delta)) if n > 0 else 0.0
+        found = epsilon_at_width([(mechanism, n)], delta, width) if n > 0 else 0.0
         curve.append(min(max(found, curve[-1] if curve else 0.0), last))
     return [*curve, last]
