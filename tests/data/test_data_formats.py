@@ -417,6 +417,13 @@ def test_load_gives_the_built_in_corpus(tmp_path):
     assert splits.train.has("group")
 
 
+@pytest.mark.parametrize("extra", [{"test": "a.jsonl"}, {"columns": ["text"]}, {"label": "intent"}])
+def test_load_refuses_what_the_built_in_corpus_would_pass_over(extra, tmp_path):
+    config = DataConfig(builtin={"rows": 400}, **extra)
+    with pytest.raises(DataError, match=rf"^data\.{next(iter(extra))} does not go with data\.builtin"):
+        load(config, TaskConfig(kind="classification"), tmp_path)
+
+
 def test_read_takes_relative_paths_from_the_folder(tmp_path, monkeypatch):
     write(tmp_path, "a/rows.jsonl", jsonl(ROWS))
     assert len(classify("rows.jsonl", folder=tmp_path / "a")) == 3
@@ -437,7 +444,8 @@ scalars = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
     st.just("2024-01-01"),
 )
-values = scalars | st.lists(scalars, max_size=2) | st.dictionaries(st.sampled_from("ab"), scalars, max_size=2)
+words = st.lists(st.sampled_from(["", "a", "ö", "2024-01-01"]), max_size=3)
+values = scalars | words | st.lists(scalars, max_size=2) | st.dictionaries(st.sampled_from("ab"), scalars, max_size=2)
 
 
 @settings(deadline=None, derandomize=True, max_examples=80)
@@ -451,6 +459,28 @@ def test_the_fast_reader_of_jsonl_agrees_with_the_careful_one(rows, escaped):
     assert fast.num_rows == careful.rows
     for name, values in careful.columns.items():
         assert fast.column(name).to_pylist() == values
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries({"tokens": words}, optional={"tags": words, "id": scalars}), min_size=1, max_size=5
+    ),
+)
+def test_the_fast_reader_of_jsonl_reads_words_right(rows):
+    data = jsonl(rows).encode()
+    fast = _fast(data, len(rows))
+    if fast is None:
+        return  # left to the careful reader
+    for name in {name for row in rows for name in row}:
+        assert fast.column(name).to_pylist() == [row.get(name) for row in rows]
+
+
+def test_the_fast_reader_takes_words_and_leaves_nulls_in_lists():
+    rows = [{"tokens": ["a", "b"], "tags": ["O", "O"]}, {"tokens": [], "tags": []}]
+    assert _fast(jsonl(rows).encode(), 2) is not None
+    assert _fast(jsonl([*rows, {"tokens": ["a", None], "tags": ["O"]}]).encode(), 3) is None
+    assert _fast(jsonl([{"tokens": [None, False]}]).encode(), 1) is None
 
 
 @settings(deadline=None, derandomize=True, max_examples=40)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from datetime import date
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,7 +206,7 @@ def _strings(raw: Raw, role: str, values: list[Any]) -> pa.ChunkedArray:
 
 def _string_column(raw: Raw, role: str, column: Column, names: tuple[str, ...]) -> pa.ChunkedArray:
     """Return a column of texts or names: quickly where it holds strings only, else value by value."""
-    if isinstance(column, list) and all(isinstance(value, str) for value in column):
+    if isinstance(column, list) and set(map(type, column)) <= {str}:
         return _strings(raw, role, column)
     if isinstance(column, pa.ChunkedArray):
         inner = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
@@ -222,7 +223,7 @@ def _list_column(raw: Raw, role: str, column: Column, names: tuple[str, ...]) ->
         if column.type in (_LIST, pa.large_list(pa.string())) and not column.null_count:
             return column.cast(_LIST)
         column = column.to_pylist()
-    elif all(type(words) is list and all(type(word) is str for word in words) for words in column):
+    elif set(map(type, column)) <= {list} and set(map(type, chain.from_iterable(column))) <= {str}:
         return _string_lists(raw, role, column)
     element = _text if role == "tokens" else partial(_name, classes=names)
     return _string_lists(raw, role, _convert(raw, role, column, partial(_words, element=element)))
@@ -279,7 +280,7 @@ def _time_column(raw: Raw, column: Column) -> pa.ChunkedArray:
         if column.type in (pa.int64(), pa.float64()) and not column.null_count and pc.all(pc.is_finite(column)).as_py():
             return column
         column = column.to_pylist()
-    strings = all(type(value) is str for value in column)
+    strings = set(map(type, column)) <= {str}
     values = _numbers(column if strings else _convert(raw, "time", column, _moment))
     texts = [isinstance(value, str) for value in values]
     if any(texts) and not all(texts):

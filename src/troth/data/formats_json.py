@@ -19,6 +19,7 @@ __all__ = ["columns_of_rows", "read_json", "read_jsonl"]
 
 _BLOCK = 8 * LONGEST_ROW  # bytes the Arrow reader parses at once; a line may not straddle two bounds
 _EXACT_FLOAT = 2**53
+_LIST = pa.list_(pa.string())
 _T = TypeVar("_T")
 
 
@@ -77,16 +78,21 @@ def _careful(data: bytes, source: str) -> Raw:
     return Raw(source, columns_of_rows(rows), len(rows), line_of=numbers.__getitem__)
 
 
-def _exact(column: pa.ChunkedArray) -> bool:
+def _exact(column: pa.ChunkedArray, *, nulls: bool) -> bool:
     """Return whether Arrow's reader kept the values of a column as they stand in the file.
 
     It turns strings that look like dates into time stamps, rounds large integers that stand among floats, and
-    (pyarrow 26) loses nulls inside lists: ``[null, false]`` becomes ``[false, false]``. So nested columns are not its.
+    (pyarrow 26) loses nulls inside lists: ``[null, false]`` becomes ``[false, false]``. So of nested columns it gives
+    lists of strings only, and these where the file holds no null at all.
+
+    Args:
+        column: the column as read.
+        nulls: whether a null may stand in the file.
     """
     if pa.types.is_floating(column.type):
         largest = pc.max(pc.abs(column)).as_py()
         return largest is None or largest < _EXACT_FLOAT  # false for NaN too
-    return column.type in (pa.string(), pa.int64(), pa.bool_(), pa.null())
+    return column.type in (pa.string(), pa.int64(), pa.bool_(), pa.null()) or (column.type == _LIST and not nulls)
 
 
 def _arrow(data: bytes, dates: Sequence[str] = ()) -> pa.Table:
@@ -106,7 +112,7 @@ def _fast(data: bytes, rows: int) -> pa.Table | None:
             table = _arrow(data, dates)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeError):
         return None
-    if table.num_rows != rows or not all(_exact(column) for column in table.columns):
+    if table.num_rows != rows or not all(_exact(column, nulls=b"null" in data) for column in table.columns):
         return None
     return table
 
