@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,15 +130,16 @@ class TaskContract(ABC):
         return torch.nn.functional.pad(values, (0, 1), value=fill)
 
     def test_the_gradient_of_a_row_is_that_of_the_row_alone(self, case: Case, encoded: Encoded) -> None:
-        trained = [p for p in case.model.parameters() if p.requires_grad]
-        together = self.losses(case, case.task.collate(encoded, ROWS))[3]
-        alone = self.losses(case, case.task.collate(encoded, ROWS[3:4]))[0]
+        model = copy.deepcopy(case.model).double()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        together = case.task.per_example_loss(model, case.task.collate(encoded, ROWS))[3]
+        alone = case.task.per_example_loss(model, case.task.collate(encoded, ROWS[3:4]))[0]
         first = torch.autograd.grad(together, trained, allow_unused=True)
         second = torch.autograd.grad(alone, trained, allow_unused=True)
-        for a, b in zip(first, second, strict=True):
-            assert (a is None) == (b is None)
-            if a is not None and b is not None:
-                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+        assert [g is None for g in first] == [g is None for g in second]
+        a, b = (torch.cat([g.flatten() for g in gradients if g is not None]) for gradients in (first, second))
+        assert b.norm() > 0
+        assert (a - b).norm() < 1e-10 * b.norm()
 
     def test_the_model_never_sees_labels(self, case: Case, encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[set[str]] = []
@@ -165,6 +167,12 @@ class TaskContract(ABC):
         case.model.load_state_dict(before)
         assert last < 0.9 * first
 
+    def test_losses_under_autocast_are_still_float32(self, case: Case, encoded: Encoded) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = self.losses(case, case.task.collate(encoded, ROWS))
+        assert losses.dtype == torch.float32
+        assert torch.isfinite(losses).all()
+
     # score
 
     def test_scores_hold_the_losses_training_descends(self, case: Case, encoded: Encoded) -> None:
@@ -181,7 +189,7 @@ class TaskContract(ABC):
     def test_scores_do_not_depend_on_batch_size_or_order(self, case: Case) -> None:
         whole = case.task.score(case.model, case.table, batch_size=64)
         order = np.arange(len(case.table))[::-1].copy()
-        other = case.task.score(case.model, case.table.take(order), batch_size=3)
+        other = case.task.score(case.model, case.table.take(order), batch_size=7)
         np.testing.assert_allclose(other.losses, whole.losses[order], atol=TOLERANCE, rtol=TOLERANCE)
         np.testing.assert_array_equal(other.correct, whole.correct[order])
 

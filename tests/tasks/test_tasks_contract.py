@@ -1,4 +1,4 @@
-"""Every task keeps the contract, on stock architectures."""
+"""Every task keeps the contract, on stock architectures and on the presets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ from troth.tasks.language_modeling import SCORING_DRAW
 
 
 def case_of(kind: str, save: Callable[[Path], Path], folder: Path, objective: str | None = None) -> Case:
+    return case_from(kind, {"checkpoint": str(save(folder / "checkpoint")), "max_length": 48}, folder, objective)
+
+
+def preset_case(kind: str, preset: str, folder: Path, objective: str | None = None) -> Case:
+    """A preset with noise on its weights: some start at zero, where nothing depends on the text."""
+    case = case_from(kind, {"preset": preset, "max_length": 48}, folder, objective)
+    noise = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in case.model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
+    return case
+
+
+def case_from(kind: str, model: dict[str, object], folder: Path, objective: str | None) -> Case:
     task = {"kind": kind} if objective is None else {"kind": kind, "objective": objective}
-    raw = {
-        "run": {"name": "contract", "seed": 3},
-        "model": {"checkpoint": str(save(folder / "checkpoint"))},
-        "data": {"train": "rows"},
-        "task": task,
-    }
-    config = parse(raw)
+    config = parse({"run": {"name": "contract", "seed": 3}, "model": model, "data": {"train": "rows"}, "task": task})
     made = make_task(config, TABLES[kind], folder)
     return Case(made, make_model(config, made, PublicSeeds(3), folder), TABLES[kind], config)
 
@@ -104,9 +112,11 @@ class TestRobertaAnswers(Answers):
         return case_of("question_answering", stock_checkpoints.save_roberta, folder)
 
 
-class TestT5Writes(TaskContract):
+class Writes(TaskContract):
     names = ("rouge_l", "exact_match", "loss")
 
+
+class TestT5Writes(Writes):
     @classmethod
     def make_case(cls, folder: Path) -> Case:
         return case_of("seq2seq", stock_checkpoints.save_t5, folder)
@@ -118,10 +128,48 @@ class TestGpt2Models(Models):
         return case_of("language_modeling", stock_checkpoints.save_gpt2, folder)
 
 
-class TestBertModelsMasked(Models):
+class ModelsMasked(Models):
+    def scoring_batch(self, case: Case, encoded: Encoded) -> Batch:
+        return case.task.collate(encoded, np.arange(len(encoded)), draw=SCORING_DRAW)
+
+
+class TestBertModelsMasked(ModelsMasked):
     @classmethod
     def make_case(cls, folder: Path) -> Case:
         return case_of("language_modeling", stock_checkpoints.save_bert, folder, "masked")
 
-    def scoring_batch(self, case: Case, encoded: Encoded) -> Batch:
-        return case.task.collate(encoded, np.arange(len(encoded)), draw=SCORING_DRAW)
+
+class TestTinyBertClassifies(Classifies):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return preset_case("classification", "tiny-bert", folder)
+
+
+class TestTinyBertTags(Tags):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return preset_case("tagging", "tiny-bert", folder)
+
+
+class TestTinyBertAnswers(Answers):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return preset_case("question_answering", "tiny-bert", folder)
+
+
+class TestTinyBertModelsMasked(ModelsMasked):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return preset_case("language_modeling", "tiny-bert", folder)
+
+
+class TestTinyGpt2Models(Models):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return preset_case("language_modeling", "tiny-gpt2", folder)
+
+
+class TestTinyT5Writes(Writes):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return preset_case("seq2seq", "tiny-t5", folder)

@@ -4,6 +4,7 @@ from troth.tasks.build import load_trained, make_model, make_task
 from troth.tasks.classification import Classification
 from troth.tasks.encoded import Encoded, Ragged, length_buckets
 from troth.tasks.language_modeling import CausalLanguageModeling, LanguageModeling, MaskedLanguageModeling
+from troth.tasks.presets import PRESETS, Preset
 from troth.tasks.question_answering import QuestionAnswering
 from troth.tasks.scorer import Scorer, TaskScorer
 from troth.tasks.seq2seq import Seq2Seq
@@ -11,12 +12,14 @@ from troth.tasks.tagging import Tagging
 from troth.tasks.task import Batch, Scores, ScoringProgress, Task
 
 __all__ = [
+    "PRESETS",
     "Batch",
     "CausalLanguageModeling",
     "Classification",
     "Encoded",
     "LanguageModeling",
     "MaskedLanguageModeling",
+    "Preset",
     "QuestionAnswering",
     "Ragged",
     "Scorer",

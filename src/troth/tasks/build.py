@@ -22,6 +22,7 @@ from troth.errors import ModelError
 from troth.tasks.checkpoints import check_folder, find_checkpoint, load_config, load_model, load_tokenizer
 from troth.tasks.classification import Classification
 from troth.tasks.language_modeling import CausalLanguageModeling, MaskedLanguageModeling
+from troth.tasks.presets import PRESETS, preset_model, preset_tokenizer
 from troth.tasks.question_answering import QuestionAnswering
 from troth.tasks.seq2seq import Seq2Seq
 from troth.tasks.tagging import Tagging
@@ -65,10 +66,9 @@ def make_task(config: RunConfig, train: Table, folder: Path) -> Task:
     """
     labels = _label_set(config.task.kind, train)
     if config.model.checkpoint is None:
-        from troth.tasks.presets import preset_tokenizer  # type: ignore[import-not-found]
-
-        tokenizer = preset_tokenizer(_preset(config.model), config.model.max_length)
-        return _task(config, tokenizer, labels, config.model.max_length, _objective(config, None))
+        preset, length = _preset(config.model), config.model.max_length
+        tokenizer = preset_tokenizer(preset, length, vocabulary_size=config.model.vocabulary_size)
+        return _task(config, tokenizer, labels, length, _objective(config, None))
     name = config.model.checkpoint
     place = find_checkpoint(name, folder)
     architecture = load_config(place, name)
@@ -97,13 +97,9 @@ def make_model(config: RunConfig, task: Task, seeds: PublicSeeds, folder: Path) 
     """
     objective = _objective_of(task)
     if config.model.checkpoint is None:
-        from troth.tasks.presets import preset_model
-
         shape = {"layers", "width", "heads", "vocabulary_size", "max_length"}
         overrides = config.model.model_dump(include=shape, exclude_none=True)
-        model: PreTrainedModel = preset_model(
-            _preset(config.model), task.kind, objective, task.labels, overrides, seeds
-        )
+        model = preset_model(_preset(config.model), task.kind, objective, task.labels, overrides, seeds)
     else:
         model = _from_checkpoint(config.model.checkpoint, folder, task, seeds.integer("model", "head"))
     model.config.pad_token_id = task.tokenizer.pad_token_id
@@ -189,7 +185,7 @@ def _objective(config: RunConfig, architecture: PreTrainedConfig | None) -> Obje
     if config.task.kind != "language_modeling" or config.task.objective is not None:
         return config.task.objective
     if architecture is None:
-        return "masked" if _preset(config.model).endswith("bert") else "causal"
+        return "masked" if PRESETS[_preset(config.model)].family == "bert" else "causal"
     bidirectional = type(architecture) in MODEL_FOR_MASKED_LM_MAPPING and not architecture.to_dict().get("is_decoder")
     return "masked" if bidirectional else "causal"
 

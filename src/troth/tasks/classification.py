@@ -12,7 +12,7 @@ from torch import Tensor
 
 from troth.tasks.encoded import Encoded, Ragged
 from troth.tasks.measures import Measures
-from troth.tasks.task import IGNORED, Batch, Scores, ScoringProgress, Task, evaluating, scoring_batches
+from troth.tasks.task import IGNORED, Batch, Scores, ScoringProgress, Task, evaluating, full_precision, scoring_batches
 from troth.tasks.tokens import tokenize
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class Classification(Task):
         """Return [batch] cross-entropy of the label in nats; 0 for an unseen label."""
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         targets = batch["labels"].masked_fill(batch["labels"] == _UNSEEN, IGNORED)
-        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none", ignore_index=IGNORED)
+        return torch.nn.functional.cross_entropy(
+            full_precision(logits), targets, reduction="none", ignore_index=IGNORED
+        )
 
     def score(
         self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None

@@ -67,11 +67,10 @@ class Ragged:
     def pad(self, indices: Array, fill: int) -> Array:
         """Return [k, longest of these rows], shorter rows filled up on the right."""
         starts, lengths = self._span(indices)
-        width = int(lengths.max(initial=0))
-        columns = np.arange(width)
-        inside = columns < lengths[:, None]
-        out = np.full((len(lengths), width), fill, dtype=self.values.dtype)
-        out[inside] = self.values[(starts[:, None] + columns)[inside]]
+        columns = np.arange(int(lengths.max(initial=0)))
+        # Taking too much and overwriting it is the fastest way: this stands in every training step.
+        out = self.values.take(starts[:, None] + columns, mode="clip")
+        out[columns >= lengths[:, None]] = fill
         return out
 
     def _span(self, indices: Array) -> tuple[Integers, Integers]:

@@ -15,7 +15,7 @@ from troth.errors import DataError, ModelError
 from troth.tasks.answers import answer_exact_match, answer_f1
 from troth.tasks.encoded import Encoded
 from troth.tasks.measures import Measures
-from troth.tasks.task import Batch, Scores, ScoringProgress, Task, evaluating, scoring_batches
+from troth.tasks.task import Batch, Scores, ScoringProgress, Task, evaluating, full_precision, scoring_batches
 from troth.tasks.tokens import Offsets, PairTemplate, pair_template, tokenize, tokenize_with_offsets
 from troth.tasks.windows import (
     Question,
@@ -111,13 +111,13 @@ class QuestionAnswering(Task):
         )
 
     def _logits(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return float32 start and end logits [batch, time], impossible outside of the context."""
+        """Return start and end logits [batch, time], impossible outside of the context."""
         types = {"token_type_ids": batch["token_type_ids"]} if "token_type_ids" in batch else {}
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **types)
         outside = batch["context_mask"] == 0
         return (
-            output.start_logits.float().masked_fill(outside, _IMPOSSIBLE),
-            output.end_logits.float().masked_fill(outside, _IMPOSSIBLE),
+            full_precision(output.start_logits).masked_fill(outside, _IMPOSSIBLE),
+            full_precision(output.end_logits).masked_fill(outside, _IMPOSSIBLE),
         )
 
     def _questions(self, table: Table) -> list[Question]:

@@ -80,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def per_example_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
-        """Return [batch] float32 losses in nats, with a graph.
+        """Return [batch] losses in nats, with a graph: float32, also under autocast (float64 for a float64 model).
 
         Token losses are means over the example's own target tokens; an example without any has loss 0. Made from
         logits, never the model's own loss: that one divides by a number of tokens of the whole batch, which couples
@@ -143,15 +143,20 @@ def attention_mask(column: Ragged, rows: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(inside.astype(np.int64))
 
 
+def full_precision(logits: Tensor) -> Tensor:
+    """Return logits in float32 where they came in half precision, else as they are."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
 def token_mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return [batch] float32: the mean cross-entropy in nats over each row's own labelled tokens, 0 where it has none.
+    """Return [batch]: the mean cross-entropy in nats over each row's own labelled tokens, 0 where it has none.
 
     Args:
         logits: [batch, time, classes], any floating dtype.
         labels: [batch, time] int64; `IGNORED` where nothing is predicted.
     """
     losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
+        full_precision(logits).flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
     )
     counts = (labels != IGNORED).sum(dim=1)
     return losses.view_as(labels).sum(dim=1) / counts.clamp(min=1)
