@@ -1,9 +1,10 @@
 """Text in: files, folders, hub ids and Python objects become tables whose columns are named by role."""
 
 from troth.data.fingerprint import row_hashes
+from troth.data.home import home
 from troth.data.raw import LONGEST_ROW
 from troth.data.read import load, read
 from troth.data.roles import REQUIRED
 from troth.data.table import ROLES, Splits, Table, from_rows
 
-__all__ = ["LONGEST_ROW", "REQUIRED", "ROLES", "Splits", "Table", "from_rows", "load", "read", "row_hashes"]
+__all__ = ["LONGEST_ROW", "REQUIRED", "ROLES", "Splits", "Table", "from_rows", "home", "load", "read", "row_hashes"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from troth.data.columns import shape_column
+from troth.data.home import home
 from troth.data.objects import read_object
 from troth.data.raw import Origin, Raw, shown
 from troth.data.roles import map_roles
@@ -138,6 +139,17 @@ def read(
     return _assemble(raws, _source_name(texts), named, kind, training=split == "train").table
 
 
+def _check_builtin(data: DataConfig, roles: Mapping[str, str]) -> None:
+    """Refuse what a run file says of files beside the built-in corpus: it would be passed over."""
+    files = {"validation": data.validation, "test": data.test, "columns": data.columns}
+    renamed = [role for role, column in roles.items() if column != role]
+    for key in (*(key for key, value in files.items() if value is not None), *renamed):
+        raise DataError(
+            f"data.{key} does not go with data.builtin, which brings its own splits and calls columns by their roles; "
+            "drop one of the two"
+        )
+
+
 def load(data: DataConfig, task: TaskConfig, folder: Path) -> Splits:
     """Return the splits that a run file's ``[data]`` names, validated for its task.
 
@@ -150,18 +162,20 @@ def load(data: DataConfig, task: TaskConfig, folder: Path) -> Splits:
         DataError: a split cannot be read or is not valid (as `read`); a file or its rows are given for two splits; a
             label of validation or test does not occur in training and ``unseen_labels`` is "refuse".
     """
+    roles = data.model_dump(include=set(ROLES), exclude_none=True)
     if data.builtin is not None:
-        from troth.data.home import home
-
+        _check_builtin(data, roles)
         return home(data.builtin, task.kind)
     given = {"train": data.train, "validation": data.validation, "test": data.test}
     texts = {split: _paths(value) or [] for split, value in given.items() if value is not None}
+    for split, named in texts.items():
+        if not named:
+            raise DataError(f"data.{split} = []: no file; give at least one, or leave the key out")
     parts = {
         split: [part for text in named for part in resolve(text, folder=folder, split=split, key=f"data.{split}")]
         for split, named in texts.items()
     }
     _check_distinct(parts)
-    roles = data.model_dump(include=set(ROLES), exclude_none=True)
     located = {}
     for split, members in parts.items():
         raws = [read_part(part, data.columns) for part in members]
