@@ -27,6 +27,12 @@ def row(ledger: Ledger, dataset_id: str = "letters") -> dict[str, object]:
     return found
 
 
+def fitting(ledger: Ledger, plan: PrivacyPlan) -> int | None:
+    found = ledger.forecast("letters", plan)["fitting_runs"]
+    assert found is None or isinstance(found, int)
+    return found
+
+
 def run(ledger: Ledger, index: int = -1, dataset_id: str = "letters") -> dict[str, object]:
     return row(ledger, dataset_id)["runs"][index]
 
@@ -40,16 +46,16 @@ def complete(reservation: Reservation, steps: int) -> None:
 class TestReserving:
     def test_the_whole_plan_counts_at_once(self, ledger: Ledger, ask: Ask, small: PrivacyPlan) -> None:
         ledger.set_budget("letters", 2.0, 1e-5, "example")
-        fits = ledger.forecast("letters", small)
+        fits = fitting(ledger, small)
         ledger.reserve(ask(small))
-        assert ledger.forecast("letters", small) == fits - 1
+        assert fitting(ledger, small) == fits - 1
         shown = run(ledger)
         assert (shown["state"], shown["steps_reserved"], shown["steps_spent"]) == ("reserved", 200, 0)
         assert shown["epsilon"] == small.epsilon()
 
     def test_a_budget_runs_out(self, ledger: Ledger, ask: Ask, small: PrivacyPlan) -> None:
         ledger.set_budget("letters", 0.6, 1e-5, "example")
-        fits = ledger.forecast("letters", small)
+        fits = fitting(ledger, small)
         assert fits >= 2
         for _ in range(fits):
             complete(ledger.reserve(ask(small)), small.steps)
@@ -73,7 +79,7 @@ class TestReserving:
         assert shown["budget_epsilon"] is None
         assert shown["remaining_share"] is None
         assert shown["spent_epsilon"] == shown["reference_epsilon"] == small.epsilon(2 * small.steps)
-        assert ledger.forecast("letters", small) is None
+        assert fitting(ledger, small) is None
 
     def test_noise_zero_is_no_privacy(self, ledger: Ledger, ask: Ask, small: PrivacyPlan) -> None:
         bare = replace(small, noise_multiplier=0.0)
@@ -144,7 +150,7 @@ class TestRunsWithoutGuarantee:
                 ledger.reserve(ask(small))
             if run(ledger)["state"] == "reserved":
                 ledger.release(reservation.id)  # no way back
-        assert ledger.forecast("letters", small) == 0
+        assert fitting(ledger, small) == 0
 
     def test_a_plain_run_without_budget_is_recorded_as_infinite(self, ledger: Ledger, ask: Ask) -> None:
         reservation = ledger.reserve(ask(None))
@@ -153,6 +159,31 @@ class TestRunsWithoutGuarantee:
         assert run(ledger)["state"] == "finished"
         with pytest.raises(BudgetError, match="spent already: infinity by first"):
             ledger.set_budget("letters", 5.0, 1e-5, "example")
+
+    def test_a_plain_run_is_held_against_budgets_without_a_record(
+        self, ledger: Ledger, ask: Ask, small: PrivacyPlan
+    ) -> None:
+        plain = ask(None, dataset_id="copy", row_hashes=hashes(0, 100))
+        ledger.reserve(ask(small, row_hashes=hashes(0, 50)))
+        assert ledger.check_plain(plain) == ()
+        assert ledger.check_plain(replace(plain, dataset_id="letters")) == ()
+        ledger.set_budget("letters", 2.0, 1e-5, "example")
+        (warning,) = ledger.check_plain(plain)
+        assert "50 of 100 rows (50.0%)" in warning
+        with pytest.raises(BudgetError, match="data set letters has a privacy budget"):
+            ledger.check_plain(replace(plain, dataset_id="letters"))
+        assert ledger.check_plain(replace(plain, dataset_id="letters", guarantee="none")) == ()
+        assert [len(r["runs"]) for r in ledger.show()] == [1]
+
+    def test_a_forecast_tells_what_the_account_tells(self, ledger: Ledger, ask: Ask, small: PrivacyPlan) -> None:
+        unknown = ledger.forecast("nobody", small)
+        assert (unknown["fitting_runs"], unknown["budget_epsilon"]) == (None, None)
+        ledger.set_budget("letters", 2.0, 1e-5, "example")
+        ledger.reserve(ask(small))
+        told, shown = ledger.forecast("letters", small), row(ledger)
+        assert told["epsilon"] == small.epsilon()
+        for name in ("budget_epsilon", "budget_delta", "spent_epsilon", "remaining_share"):
+            assert told[name] == shown[name]
 
 
 class TestSpending:
@@ -234,7 +265,7 @@ class TestResuming:
         self, ledger: Ledger, ask: Ask, small: PrivacyPlan
     ) -> None:
         ledger.set_budget("letters", 0.6, 1e-5, "example")
-        for _ in range(ledger.forecast("letters", small)):
+        for _ in range(fitting(ledger, small)):
             reservation = ledger.reserve(ask(small))
         reservation.spend(100)
         with pytest.raises(BudgetError):
@@ -359,7 +390,7 @@ class TestBudgets:
         with pytest.raises(PrivacyError, match="unit user, the plan has example"):
             ledger.reserve(ask(small))
         with pytest.raises(PrivacyError, match="unit user"):
-            ledger.forecast("letters", small)
+            fitting(ledger, small)
         ledger.reserve(ask(small, dataset_id="notes"))
         with pytest.raises(PrivacyError, match="by example, not by user"):
             ledger.set_budget("notes", 2.0, 1e-5, "user")

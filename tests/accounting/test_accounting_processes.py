@@ -68,13 +68,13 @@ def test_processes_that_open_a_new_ledger_at_once_share_one_key(tmp_path: Path) 
 def test_processes_cannot_both_take_the_last_of_a_budget(tmp_path: Path, small: PrivacyPlan) -> None:
     ledger = Ledger(tmp_path / "home")
     ledger.set_budget("letters", 0.6, 1e-5, "example")
-    fits = ledger.forecast("letters", small)
+    fits = ledger.forecast("letters", small)["fitting_runs"]
     assert fits == 3
     found = race(grab, ledger.home, small, results=PROCESSES)
     assert found.count("reserved") == fits
     assert found.count("refused") == PROCESSES
     assert len(ledger.show()[0]["runs"]) == fits
-    assert ledger.forecast("letters", small) == 0
+    assert ledger.forecast("letters", small)["fitting_runs"] == 0
 
 
 KILLS = """

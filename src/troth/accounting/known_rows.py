@@ -54,10 +54,20 @@ def merge(database: sqlite3.Connection, dataset: str, unique: np.ndarray) -> Non
         database.execute("INSERT OR REPLACE INTO rows (dataset, hashes) VALUES (?, ?)", (dataset, blob))
 
 
-def overlaps(database: sqlite3.Connection, dataset: str, unique: np.ndarray) -> tuple[str, ...]:
-    """Return one warning for each other data set that shares rows with this one, the largest overlap first."""
+def overlaps(
+    database: sqlite3.Connection, dataset: str, unique: np.ndarray, *, with_budget: bool = False
+) -> tuple[str, ...]:
+    """Return one warning for each other data set that shares rows with this one, the largest overlap first.
+
+    `with_budget` looks only at data sets that have one.
+    """
     found: list[tuple[int, str]] = []
-    for (other,) in database.execute("SELECT dataset FROM rows WHERE dataset != ?", (dataset,)).fetchall():
+    others = database.execute(
+        "SELECT dataset FROM rows JOIN datasets ON datasets.id = rows.dataset "
+        "WHERE dataset != ? AND (budget_epsilon IS NOT NULL OR NOT ?)",
+        (dataset, with_budget),
+    )
+    for (other,) in others.fetchall():
         shared = int(np.isin(unique, _load(database, other), assume_unique=True).sum())
         if shared:
             found.append((shared, other))

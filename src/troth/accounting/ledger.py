@@ -156,13 +156,17 @@ class Ledger:
         return Reservation(self._store, record, self._block_steps, warnings)
 
     def check_plain(self, request: SpendRequest) -> tuple[str, ...]:
-        """Return warnings for a run without privacy on a data set that has no budget; write nothing.
+        """Hold a run without privacy against the budgets, and record nothing.
 
         A data set without a budget has nothing to keep: plain runs on it are not recorded. Where there is a budget, the
         run must give its guarantee up, and `reserve` then records infinity.
 
+        Returns:
+            One warning for each other data set with a budget that shares rows with this one.
+
         Raises:
-            BudgetError: the data set has a budget.
+            BudgetError: the data set has a budget, and the request does not give up the guarantee.
+            PrivacyError: the data set has neither id nor row hashes.
             RunError: the ledger cannot be read.
         """
         key = self._dataset_key(request)
@@ -172,7 +176,7 @@ class Ledger:
                 _admitted(database, known, request)
             if request.row_hashes is None:
                 return ()
-            return known_rows.overlaps(database, key, known_rows.checked(request.row_hashes))
+            return known_rows.overlaps(database, key, known_rows.checked(request.row_hashes), with_budget=True)
 
     def resume(self, reservation_id: str, config_hash: str | None = None) -> Reservation:
         """Return the reservation of an interrupted run; from now on only its holder can go on.
@@ -213,19 +217,33 @@ class Ledger:
             ]
         return [statement(known, runs, rows) for known, runs, rows in entries]
 
-    def forecast(self, dataset_id: str, plan: PrivacyPlan) -> int | None:
-        """Return how many more runs of `plan` fit the data set's budget; None where it has no budget.
+    def forecast(self, dataset_id: str, plan: PrivacyPlan) -> dict[str, Json]:
+        """Return how many more runs of `plan` fit the data set's budget, as plain JSON values.
+
+        Keys: dataset_id; plan (in words); epsilon (the plan's alone, at its own delta); fitting_runs (null without a
+        budget: nothing bounds them); budget_epsilon, budget_delta, spent_epsilon, remaining_share as in `show`.
 
         Raises:
             PrivacyError: the plan's unit or neighbouring relation is not the data set's.
         """
         with self._store.read() as database:
             known = records.dataset(database, dataset_id)
-            charges = records.charges(database, dataset_id)
-        if known is None or known.budget is None:
-            return None
-        _check_unit(known, plan)
-        return fitting_runs(known.budget, known.way, charges, Charge("forecast", plan.mechanism, plan.steps))
+            runs = records.reservations(database, dataset_id)
+        fits: int | None = None
+        if known is not None:
+            _check_unit(known, plan)
+            if known.budget is not None:
+                charge = Charge("forecast", plan.mechanism, plan.steps)
+                fits = fitting_runs(known.budget, known.way, [r.charge for r in runs], charge)
+        account = {} if known is None else statement(known, runs, 0)
+        kept = ("budget_epsilon", "budget_delta", "spent_epsilon", "remaining_share")
+        return {
+            "dataset_id": dataset_id,
+            "plan": plan.summary(),
+            "epsilon": plan.epsilon(),
+            "fitting_runs": fits,
+            **{name: account.get(name) for name in kept},
+        }
 
     def _dataset_key(self, request: SpendRequest) -> str:
         if request.dataset_id is not None:
