@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from contracts.stock_checkpoints import save_bert, save_gpt2, save_roberta, save_t5
+from contracts.stock_checkpoints import bert_tokenizer, save_bert, save_gpt2, save_roberta, save_t5
 from contracts.task_tables import TABLES
 from troth.config import RunConfig, parse
 from troth.errors import ModelError
@@ -138,6 +138,59 @@ def test_a_relative_checkpoint_is_relative_to_the_run_file(bert: Path) -> None:
     assert make_task(config, TABLES["classification"], bert.parent).max_length == 64
 
 
+# presets
+
+
+def preset_file(kind: str, preset: str, **model: Any) -> RunConfig:
+    raw = {"run": {"name": "x"}, "model": {"preset": preset, **model}, "data": {"train": "x"}, "task": {"kind": kind}}
+    return parse(raw)
+
+
+def test_a_presets_shape_can_be_changed() -> None:
+    config = preset_file("tagging", "tiny-bert", layers=1, width=32, heads=4, vocabulary_size=200, max_length=600)
+    task, model = made(config), model_of(config)
+    assert len(task.tokenizer) == model.get_input_embeddings().weight.shape[0] == 200
+    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.num_attention_heads) == (1, 32, 4)
+    assert task.max_length == 600
+    assert model.config.max_position_embeddings >= 600
+    assert model.config.id2label == {0: "B-ACT", 1: "I-OBJ", 2: "O"}
+    assert model.config.pad_token_id == task.tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind"), [("tiny-bert", MaskedLanguageModeling), ("tiny-gpt2", CausalLanguageModeling)]
+)
+def test_a_presets_objective_is_its_own(preset: str, kind: type[Task]) -> None:
+    assert type(made(preset_file("language_modeling", preset))) is kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "message"),
+    [
+        (
+            "classification",
+            "tiny-gpt2",
+            "does causal language modeling, not classification: take tiny-bert or mini-bert",
+        ),
+        ("seq2seq", "mini-bert", "not seq2seq: take tiny-t5"),
+        ("language_modeling", "tiny-t5", "not causal language modeling: take tiny-gpt2"),
+    ],
+)
+def test_a_preset_that_does_not_do_the_task_is_refused_before_anything_is_encoded(
+    kind: str, preset: str, message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        made(preset_file(kind, preset))
+
+
+def test_presets_come_from_the_public_seed() -> None:
+    config = preset_file("classification", "tiny-bert", layers=1, width=32, heads=2)
+    first, again, other = (model_of(config, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name = "encoder.embeddings.tokens.weight"
+    assert not torch.equal(first[name], other[name])
+
+
 # objectives
 
 
@@ -157,9 +210,14 @@ def test_a_language_model_learns_what_its_architecture_was_made_for(
     assert type(made(run_file("language_modeling", save(tmp_path), objective=objective))) is kind
 
 
-def test_a_masked_objective_wants_a_mask_token(gpt2: Path) -> None:
-    with pytest.raises(ModelError, match="mask token"):
+def test_a_masked_objective_wants_a_model_and_a_mask_token_for_it(gpt2: Path, copy: Path) -> None:
+    with pytest.raises(ModelError, match="gpt2 models do no masked language modeling"):
         made(run_file("language_modeling", gpt2, objective="masked"))
+    tokenizer = bert_tokenizer()
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(ModelError, match="wants a tokenizer with a mask token"):
+        made(run_file("language_modeling", copy, objective="masked"))
 
 
 # lengths

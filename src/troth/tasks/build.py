@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
@@ -40,13 +45,13 @@ Objective = Literal["causal", "masked"]
 _RELATIVE_POSITIONS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "xlnet")
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
 _UNLIMITED = 1_000_000  # tokenizers name a huge number where they know no limit
-_AUTO_CLASSES: dict[str, Any] = {
-    "classification": AutoModelForSequenceClassification,
-    "tagging": AutoModelForTokenClassification,
-    "question_answering": AutoModelForQuestionAnswering,
-    "seq2seq": AutoModelForSeq2SeqLM,
-    "causal": AutoModelForCausalLM,
-    "masked": AutoModelForMaskedLM,
+_AUTO_CLASSES: dict[str, tuple[Any, Any]] = {
+    "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
+    "tagging": (AutoModelForTokenClassification, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
+    "question_answering": (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
+    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING),
 }
 
 
@@ -67,11 +72,13 @@ def make_task(config: RunConfig, train: Table, folder: Path) -> Task:
     labels = _label_set(config.task.kind, train)
     if config.model.checkpoint is None:
         preset, length = _preset(config.model), config.model.max_length
+        _check_preset(preset, _objective(config, None) or config.task.kind)
         tokenizer = preset_tokenizer(preset, length, vocabulary_size=config.model.vocabulary_size)
         return _task(config, tokenizer, labels, length, _objective(config, None))
     name = config.model.checkpoint
     place = find_checkpoint(name, folder)
     architecture = load_config(place, name)
+    _check_architecture(architecture, name, _objective(config, architecture) or config.task.kind)
     tokenizer = load_tokenizer(place, name)
     own = _own_labels(architecture)
     labels = own if sorted(own) == sorted(labels) else labels
@@ -197,7 +204,7 @@ def _objective_of(task: Task) -> Objective | None:
 
 
 def _auto_class(task: Task) -> Any:  # noqa: ANN401  transformers' Auto classes share no public base
-    return _AUTO_CLASSES[_objective_of(task) or task.kind]
+    return _AUTO_CLASSES[_objective_of(task) or task.kind][0]
 
 
 def _max_length(model: ModelConfig, architecture: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -226,6 +233,28 @@ def _positions(architecture: PreTrainedConfig) -> int | None:
     if architecture.model_type in _POSITIONS_AFTER_PADDING:
         return value - int(fields.get("pad_token_id") or 0) - 1
     return value
+
+
+def _check_preset(preset: str, goal: str) -> None:
+    """Refuse a preset that does not do the task, before anything is encoded or reserved."""
+    if goal not in PRESETS[preset].goals:
+        others = [name for name, other in PRESETS.items() if goal in other.goals]
+        raise ModelError(
+            f"model.preset = {preset!r} does {', '.join(map(_spoken, PRESETS[preset].goals))}, not {_spoken(goal)}: "
+            f"take {' or '.join(others)}"
+        )
+
+
+def _check_architecture(architecture: PreTrainedConfig, name: str, goal: str) -> None:
+    """Refuse a checkpoint whose architecture has no model for the task."""
+    if type(architecture) not in _AUTO_CLASSES[goal][1]:
+        raise ModelError(
+            f"model.checkpoint = {name!r}: {architecture.model_type} models do no {_spoken(goal)}; take another"
+        )
+
+
+def _spoken(goal: str) -> str:
+    return f"{goal} language modeling" if goal in ("causal", "masked") else goal
 
 
 def _from_checkpoint(checkpoint: str, folder: Path, task: Task, seed: int) -> PreTrainedModel:
