@@ -15,7 +15,7 @@ from troth.config import BuiltinConfig
 from troth.data import Splits
 from troth.data.home import home
 
-SEEDS = range(4)
+SEEDS = range(3)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -51,9 +51,9 @@ def test_a_bag_of_words_learns_much_but_not_all(seed: int) -> None:
 
 
 def test_without_bias_the_groups_are_equally_hard() -> None:
-    # Four seeds with 400 test rows of each group and accuracy about 0.8: the standard error of the mean gap is 0.014,
-    # three of them 0.042 (false alarm 0.3 %).
-    assert abs(gaps()[:, 0].mean()) < 0.042
+    # Three seeds with 400 test rows of each group and accuracy about 0.8: the standard error of the mean gap is 0.016,
+    # three of them 0.049 (false alarm 0.3 %).
+    assert abs(gaps()[:, 0].mean()) < 0.049
 
 
 def test_the_gap_grows_with_bias() -> None:
