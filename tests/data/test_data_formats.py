@@ -382,7 +382,16 @@ def test_a_text_row_of_the_longest_length_is_read(tmp_path):
         ("a.csv", "text,label\n" + "".join(f"{r['text']},{r['label']}\n" for r in rows)),
     ):
         assert len(classify(write(tmp_path, name, text)).column("text")[0]) == 999_000
-    assert csv.field_size_limit() == 131_072  # given back
+
+
+def test_the_longest_cell_of_the_csv_module_is_given_back(tmp_path):
+    before = csv.field_size_limit()
+    classify(write(tmp_path, "good.csv", "text,label\na,x\nb,y\n"))
+    assert csv.field_size_limit() == before
+    for text in ("text,text\na,x\n", "text,label\na\n", 'text,label\n"a\n'):
+        with pytest.raises(DataError) as caught:
+            classify(write(tmp_path, "bad.csv", text))
+        assert csv.field_size_limit() == before, caught  # also while the error is alive, and a generator with it
 
 
 def test_load_gives_the_splits_of_a_run_file(tmp_path):

@@ -19,18 +19,19 @@ Rows = Iterator[tuple[int, list[str]]]
 
 
 def _csv_rows(text: str, source: str) -> Rows:
-    """Yield the line on which a row starts, and its cells.
+    """Return the line on which each row starts, and its cells.
 
     Raises:
         DataError: a quoted cell is not closed or is followed by other text.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     start = 1
-    previous = csv.field_size_limit(LONGEST_ROW)
+    rows = []
+    previous = csv.field_size_limit(LONGEST_ROW)  # of the whole process: given back before anything else runs
     try:
         for cells in reader:
             if cells:
-                yield start, cells
+                rows.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -39,6 +40,7 @@ def _csv_rows(text: str, source: str) -> Rows:
         ) from None
     finally:
         csv.field_size_limit(previous)
+    return iter(rows)
 
 
 def _tsv_rows(lines: Sequence[str]) -> Rows:
