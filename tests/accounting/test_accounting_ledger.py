@@ -132,10 +132,11 @@ class TestRunsWithoutGuarantee:
         ledger.set_budget("letters", 2.0, 1e-5, "example")
         with pytest.raises(BudgetError, match=r"guarantee = 'none'"):
             ledger.reserve(ask(None, kind="shadow"))
-        assert row(ledger)["spent_epsilon"] == 0.0
+        assert (row(ledger)["spent_epsilon"], row(ledger)["spent_method"]) == (0.0, "nothing counts yet")
         ledger.reserve(ask(None, guarantee="none"))
         shown = json.loads(json.dumps(ledger.show(), allow_nan=False))[0]
         assert shown["spent_epsilon"] is None
+        assert shown["spent_method"] == "a run without a guarantee"
         assert shown["guarantee"] == "none"
         assert shown["remaining_share"] == 0.0
 

@@ -39,9 +39,11 @@ def statement(known: DatasetRecord, runs: Sequence[ReservationRecord], rows: int
     if known.budget is not None:
         spent = spent_epsilon(known.budget, known.way, charges)
         share = remaining_share(known.budget, known.way, charges)
-        method = "pld, one mechanism"
+        method = "nothing counts yet" if known.way is None else "pld, one mechanism"
         if isinstance(known.way, RenyiFilter):
             method = f"renyi filter at order {known.way.order}"
+    if infinite:
+        method = "a run without a guarantee"
     return {
         "dataset_id": known.id,
         "declared": known.declared,
