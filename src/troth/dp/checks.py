@@ -1,0 +1,122 @@
+"""What the engine refuses before it releases anything: each check raises one line that names the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from troth.dp.tape import Tape, VectorUse
+from troth.errors import EngineStateError, PrivacyError, UnsupportedModuleError
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+__all__ = ["probe_independence", "refuse_losses", "refuse_mismatch", "refuse_unseen", "trainable"]
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by their first name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def refuse_mismatch(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer) -> None:
+    """Check that the optimizer updates exactly the trainable parameters.
+
+    Raises:
+        PrivacyError: there are none, or one side holds a parameter that the other does not.
+    """
+    if not parameters:
+        raise PrivacyError("the model has no trainable parameter: unfreeze some, or train without [privacy]")
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    names = {p: name for name, p in parameters.items()}
+    missing = [name for p, name in names.items() if p not in held]
+    if missing:
+        raise PrivacyError(
+            f"parameter {missing[0]} is trainable but not in the optimizer ({len(missing)} such): give the optimizer "
+            "every trainable parameter, or freeze it (requires_grad_(False))"
+        )
+    foreign = sum(p not in names for p in held)
+    if foreign:
+        raise PrivacyError(
+            f"the optimizer holds {foreign} parameters that are not trainable parameters of the model: give it "
+            "[p for p in model.parameters() if p.requires_grad]"
+        )
+
+
+def refuse_changed(attached: Sequence[nn.Parameter], model: nn.Module, optimizer: Optimizer) -> None:
+    """Check that model and optimizer still hold the parameters that the engine was attached to.
+
+    Raises:
+        EngineStateError: one was added, removed, frozen or unfrozen.
+    """
+    present = trainable(model)
+    known = set(attached)
+    added = [name for name, p in present.items() if p not in known]
+    held = sum(len(group["params"]) for group in optimizer.param_groups)
+    if added or len(present) != len(known) or held != len(known):
+        what = f"parameter {added[0]} was added or unfrozen" if added else "a parameter was removed, frozen or added"
+        raise EngineStateError(
+            f"{what} after the private engine was attached: detach it, make a new optimizer, attach a new engine"
+        )
+
+
+def refuse_losses(losses: Tensor) -> None:
+    """Check that losses are one number per example with a graph behind them.
+
+    Raises:
+        EngineStateError: their shape is not [batch], or no gradient can come from them.
+    """
+    if losses.dim() != 1:
+        raise EngineStateError(
+            f"losses have shape {list(losses.shape)}, wanted is [batch], one loss per example: make the loss with "
+            "reduction='none' and average token losses within each example"
+        )
+    if not losses.requires_grad:
+        raise EngineStateError(
+            "losses have no gradient: compute them with gradients enabled, by a model with trainable parameters"
+        )
+
+
+def refuse_unseen(names: Mapping[nn.Parameter, str], seen: set[nn.Parameter]) -> None:
+    """Check that every trainable parameter was seen by the tape.
+
+    Raises:
+        UnsupportedModuleError: one was not: its module is not part of the loss, or was bypassed.
+    """
+    unseen = [name for p, name in names.items() if p not in seen]
+    if unseen:
+        raise UnsupportedModuleError(
+            f"parameter {unseen[0]} got no gradient through its module in the first step ({len(unseen)} such): freeze "
+            "it (requires_grad_(False)) if the loss does not use it, or call its module instead of using its weight"
+        )
+
+
+def probe_independence(tape: Tape, losses: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
+    """Check that one example's loss sends gradients to that example's rows only; returns whether it could be checked.
+
+    One more backward pass from one loss. It finds losses and layers that couple examples, and look-ups whose first
+    dimension only happens to be as long as the batch. It leaves all gradients as they are.
+
+    Raises:
+        UnsupportedModuleError: names the module nearest to the loss in which another example's row has a gradient.
+    """
+    finite = losses.detach().isfinite()
+    if len(losses) < 2 or not bool(finite.any()):
+        return False
+    index = int(losses.detach().nan_to_num(nan=-torch.inf, posinf=-torch.inf).argmax())
+    with tape.running(len(losses)) as uses:
+        torch.autograd.grad(losses[index], list(parameters), retain_graph=True, allow_unused=True)
+        found = list(uses)
+    others = torch.arange(len(losses), device=losses.device) != index
+    for use in found:
+        grads = use.grads if isinstance(use, VectorUse) else use.g
+        rows = grads[others]
+        if bool(((rows != 0) & rows.isfinite()).any()):
+            raise UnsupportedModuleError(
+                f"{use.name}: the loss of one example has a gradient in the rows of others, so that no clipping bounds "
+                "an example's share: make losses and layers work on each example alone, the batch as first dimension"
+            )
+    return True

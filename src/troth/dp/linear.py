@@ -1,0 +1,172 @@
+"""Linear maps (`nn.Linear`, transformers' `Conv1D`): ghost norms, or per-example gradients where these are cheaper.
+
+For one example with input X [time, in] and output gradient G [time, out] the weight's gradient is GᵀX, and its squared
+norm is Σ_{s,t} (XXᵀ)_{st} (GGᵀ)_{st} (Lee and Kifer, arXiv 2009.03106; Li et al., arXiv 2110.05679). The bias adds
+Σ_{s,t} (GGᵀ)_{st}, hence is free as a +1 on the input's Gram matrix.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+from troth.dp.tape import LinearUse, Rule, Site, Tape, call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from troth.dp.workspace import Workspace
+
+__all__ = ["CONV1D", "LINEAR", "LinearBlock", "instantiates"]
+
+
+class _Context(FunctionCtx):
+    tape: Tape
+    site: Site
+    transposed: bool
+    saved_tensors: tuple[Tensor, Tensor]
+    needs_input_grad: tuple[bool, ...]
+
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + b, whose backward pass writes (x, dy) on the tape and never computes the weight's gradient."""
+
+    @staticmethod
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site, tape: Tape) -> Tensor:
+        ctx.tape, ctx.site = tape, site
+        ctx.transposed = site.rule is CONV1D
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight.t() if ctx.transposed else weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        site, tape = ctx.site, ctx.tape
+        tape.write(
+            LinearUse(
+                name=site.name,
+                weight=site.parameter("weight"),
+                bias=site.parameter("bias"),
+                x=tape.rows(site, x),
+                g=tape.rows(site, g),
+                transposed=ctx.transposed,
+            )
+        )
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        matrix = weight.t() if ctx.transposed else weight
+        return (g @ matrix.to(g.dtype)).to(x.dtype), None, None, None, None
+
+
+def _linear_forward(tape: Tape) -> Callable[..., Tensor]:
+    def forward(module: nn.Linear, input: Tensor) -> Tensor:
+        site = tape.site(module)
+        if site is None:
+            return type(module).forward(module, input)
+        return call(_Linear, input, module.weight, module.bias, site, tape)
+
+    return forward
+
+
+def _conv1d_forward(tape: Tape) -> Callable[..., Tensor]:
+    def forward(module: nn.Linear, x: Tensor) -> Tensor:
+        site = tape.site(module)
+        if site is None:
+            return type(module).forward(module, x)
+        return call(_Linear, x, module.weight, module.bias, site, tape)
+
+    return forward
+
+
+LINEAR = Rule("linear", ("weight", "bias"), _linear_forward)
+CONV1D = Rule("conv1d", ("weight", "bias"), _conv1d_forward)
+
+
+def instantiates(tokens: int, width_in: int, width_out: int) -> bool:
+    """Return whether per-example gradients are to be written out rather than their norm taken from Gram matrices.
+
+    Per example, a ghost norm costs 2 T² (d + p) operations beside the 2 T d p of the clipped sum; written-out gradients
+    give norm and clipped sum for the same 2 T d p and three passes over d p numbers. They are chosen where
+    3 T (d + p) >= 2 d p, which is also about where they take no more memory than the inputs and output gradients they
+    replace.
+    """
+    return 3 * tokens * (width_in + width_out) >= 2 * width_in * width_out
+
+
+class LinearBlock:
+    """All uses of one weight [out, in] in one backward pass, with the bias that goes with it alone, if any."""
+
+    def __init__(self, uses: Sequence[LinearUse], weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        self.uses = list(uses)
+        self.weight = weight
+        self.bias = bias
+        self.parameters: tuple[nn.Parameter, ...] = (weight,) if bias is None else (weight, bias)
+        self._grads: Tensor | None = None
+        self._bias_grads: Tensor | None = None
+
+    def norms_squared(self, work: Workspace) -> Tensor:
+        """Return the squared norm of each example's gradient of weight and bias [batch]."""
+        first = self.uses[0]
+        tokens = sum(u.x.shape[1] for u in self.uses)
+        if tokens > 1 and instantiates(tokens, first.x.shape[2], first.g.shape[2]):
+            return self._instantiate(work)
+        x = first.x if len(self.uses) == 1 else torch.cat([u.x for u in self.uses], 1)
+        g = first.g if len(self.uses) == 1 else torch.cat([u.g for u in self.uses], 1)
+        if tokens == 1:
+            inputs = work.squares(x)
+            return (inputs if self.bias is None else inputs + 1) * work.squares(g)
+        return work.frobenius(work.gram(x, plus_one=self.bias is not None), work.product(g))
+
+    def _instantiate(self, work: Workspace) -> Tensor:
+        """Write the per-example gradients out, in the weight's own layout, and return their squared norms [batch]."""
+        pairs = [(u.x, u.g) if self.uses[0].transposed else (u.g, u.x) for u in self.uses]
+        rows, columns = (torch.cat(side, 1) if len(side) > 1 else side[0] for side in zip(*pairs, strict=True))
+        self._grads = torch.bmm(work.cast(rows).mT, work.cast(columns)).flatten(1)
+        norms = work.squares(self._grads)
+        if self.bias is not None:
+            bias_grads = torch.stack([u.g.sum(1, dtype=work.dtype) for u in self.uses]).sum(0)
+            norms = norms + work.squares(bias_grads)
+            self._bias_grads = bias_grads
+        self.uses = []
+        return norms
+
+    def silence(self, keep: Tensor) -> None:
+        """Set the rows of examples that are not kept to zero; `keep` [batch] is boolean."""
+        for use in self.uses:
+            use.x = use.x.where(keep[:, None, None], 0)
+            use.g = use.g.where(keep[:, None, None], 0)
+        if self._grads is not None:
+            self._grads = self._grads.where(keep[:, None], 0)
+        if self._bias_grads is not None:
+            self._bias_grads = self._bias_grads.where(keep[:, None], 0)
+
+    def add_clipped(self, views: Mapping[nn.Parameter, Tensor], work: Workspace) -> None:
+        """Add the examples' gradients, each times its factor, to the parameters' views."""
+        if self._grads is not None:
+            views[self.weight].view(-1).addmv_(self._grads.t(), work.factors)
+            if self.bias is not None and self._bias_grads is not None:
+                views[self.bias].addmv_(self._bias_grads.t(), work.factors)
+            self._grads = self._bias_grads = None
+        for use in self.uses:
+            self._add_use(use, views, work)
+
+    def _add_use(self, use: LinearUse, views: Mapping[nn.Parameter, Tensor], work: Workspace) -> None:
+        target = views[self.weight].t() if use.transposed else views[self.weight]
+        if use.x.shape[2] <= use.g.shape[2]:  # scale the narrower of the two; inputs are often shared (Q, K, V)
+            x, g = work.scaled(use.x), work.cast(use.g)
+            bias_sum = None
+        else:
+            x, g = work.cast(use.x), work.scaled(use.g)
+            bias_sum = g.sum((0, 1)) if self.bias is not None else None
+        target.addmm_(g.flatten(0, 1).t(), x.flatten(0, 1))
+        if self.bias is None:
+            return
+        if bias_sum is None:
+            views[self.bias].addmv_(g.flatten(0, 1).t(), work.row_factors(g.shape[1]))
+        else:
+            views[self.bias].add_(bias_sum)

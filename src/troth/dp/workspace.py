@@ -1,0 +1,87 @@
+"""Products that several blocks of one backward pass share: Gram matrices and scaled inputs (Q, K, V read one input)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Workspace"]
+
+_Key = tuple[int, torch.Size, tuple[int, ...], torch.dtype]
+
+
+def _key(tensor: Tensor) -> _Key:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+class Workspace:
+    """Caches of one physical batch, and the clip factors once they are known.
+
+    All arithmetic is done in `dtype` (float32 or float64), whatever the activations' type. Entries hold the tensor
+    they were made from, so that its memory cannot be given to another one while the entry lives.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._factors: Tensor | None = None
+        self._row_factors: dict[int, Tensor] = {}
+        self._grams: dict[tuple[_Key, bool], tuple[Tensor, Tensor]] = {}
+        self._scaled: tuple[_Key, Tensor, Tensor] | None = None
+
+    def cast(self, tensor: Tensor) -> Tensor:
+        """Return the tensor in the working type; itself where it has it."""
+        return tensor.to(self.dtype)
+
+    @staticmethod
+    def dot(left: Tensor, right: Tensor) -> Tensor:
+        """Return Σ_k left_{bk} right_{bk} [batch]."""
+        out: Tensor = torch.linalg.vecdot(left, right)
+        return out
+
+    def squares(self, tensor: Tensor) -> Tensor:
+        """Return the sum of squares of each example's numbers [batch]."""
+        flat = self.cast(tensor).flatten(1)
+        return self.dot(flat, flat)
+
+    def product(self, tensor: Tensor) -> Tensor:
+        """Return XXᵀ of each example: [batch, time, time] from [batch, time, width]."""
+        values = self.cast(tensor)
+        return torch.bmm(values, values.mT)
+
+    def gram(self, tensor: Tensor, *, plus_one: bool) -> Tensor:
+        """Return XXᵀ of each example, plus 1 where asked for, made once for all blocks that read this input."""
+        key = (_key(tensor), plus_one)
+        if key not in self._grams:
+            gram = self.product(tensor)
+            self._grams[key] = (tensor, gram.add_(1) if plus_one else gram)
+        return self._grams[key][1]
+
+    @staticmethod
+    def frobenius(left: Tensor, right: Tensor) -> Tensor:
+        """Return Σ_{s,t} left_{st} right_{st} of each example [batch]."""
+        return Workspace.dot(left.flatten(1), right.flatten(1))
+
+    @property
+    def factors(self) -> Tensor:
+        """The examples' weights in the clipped sum [batch], in the working type."""
+        if self._factors is None:
+            raise RuntimeError("clip factors are known only after all norms")
+        return self._factors
+
+    def set_factors(self, factors: Tensor) -> None:
+        """Take the clip factors [batch] and drop what only the norms needed."""
+        self._factors = factors.to(self.dtype)
+        self._grams.clear()
+
+    def row_factors(self, tokens: int) -> Tensor:
+        """Return each example's factor repeated over its tokens [batch * tokens]."""
+        if tokens not in self._row_factors:
+            self._row_factors[tokens] = self.factors.repeat_interleave(tokens)
+        return self._row_factors[tokens]
+
+    def scaled(self, tensor: Tensor) -> Tensor:
+        """Return each example's rows times its factor, in the working type; the last one is kept for a next reader."""
+        key = _key(tensor)
+        if self._scaled is None or self._scaled[0] != key:
+            self._scaled = (key, tensor, tensor * self.factors.view(-1, *[1] * (tensor.dim() - 1)))
+        return self._scaled[2]
