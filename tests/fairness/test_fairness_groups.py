@@ -125,7 +125,8 @@ def test_small_groups_are_kept_and_the_gap_is_not_supported() -> None:
     assert measured.protocol["small_groups"] == ["2"]
     assert not measured.supported and not p_value.supported
     assert "fewer than 30 rows (2)" in measured.protocol["warnings"][0]
-    assert gap(correct, groups, minimum_group_size=29).supported
+    enough = gap(correct, groups, minimum_group_size=29)
+    assert enough.supported and enough.protocol["small_groups"] == [] and enough.protocol["warnings"] == []
 
 
 def test_missing_labels_are_counted_and_left_out() -> None:

@@ -122,6 +122,24 @@ def test_a_client_does_the_same_whoever_else_is_in_the_round(dropout: float) -> 
     assert not torch.equal(other_round.update["weight"], alone)  # batches and dropout are drawn anew
 
 
+def test_dropout_is_seeded_by_round_and_client() -> None:
+    clients = equal_clients(12, 3)
+    seeds: list[int] = []
+
+    class Noting(RegressionTask):
+        def per_example_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            seeds.append(torch.initial_seed())
+            return super().per_example_loss(model, batch)
+
+    task = Noting(12)
+    engine = SequentialEngine(task, Regression(0.5), task.encoded, clients, LocalConfig(), SEEDS)
+    start = FedAvg(0.1).init(engine.parameters())
+    for round_index in (0, 1, 0):
+        engine.run_round(FedAvg(0.1), ServerState(start.parameters, round_index), everyone(clients))
+    assert len(set(seeds[:6])) == 6
+    assert seeds[6:] == seeds[:3]
+
+
 def test_what_is_counted() -> None:
     clients = FederatedData.from_assignment(np.repeat(np.arange(3), [4, 9, 2]), 3)
     engine, _ = setting(15, clients, Regression(), epochs=3, batch_size=4)

@@ -176,6 +176,19 @@ def test_seeds_and_nothing_else_decide() -> None:
     assert same(one, two) and same(one, three) and not same(one, other)
 
 
+def test_every_round_and_every_seed_draws_a_cohort_of_its_own() -> None:
+    """FedNLP seeds its choice with the round alone, so that all its runs draw the same cohorts."""
+    drawn = []
+    for seed in (1, 2):
+        task = RegressionTask(ROWS)
+        settings = config(rounds=12, cohort_size=1, local={"batch_size": ROWS})
+        clients = equal_clients(ROWS, 40)
+        simulate(task, Regression(), task.encoded, clients, settings, seeds=PublicSeeds(seed), evaluate=task.accuracy)
+        drawn.append([int(rows[0]) % 40 for rows in task.seen])
+    assert len(set(drawn[0])) > 6 and len(set(drawn[1])) > 6
+    assert drawn[0] != drawn[1]
+
+
 def test_the_callers_state_is_left_alone() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -203,10 +216,11 @@ def test_updates_that_are_not_finite_are_counted_and_told() -> None:
 
 def test_an_error_leaves_the_model_at_the_last_finished_round() -> None:
     rounds: list[int] = []
+    calls = [0]
 
     class Failing(RegressionTask):
         def collate(self, *args: object, **kwargs: object) -> dict[str, torch.Tensor]:
-            if len(rounds) == 1:
+            if len(rounds) == 1 and len(self.seen) > calls[0] + 1:
                 raise KilledError
             return super().collate(*args, **kwargs)
 
@@ -214,12 +228,15 @@ def test_an_error_leaves_the_model_at_the_last_finished_round() -> None:
 
     def evaluate(model: nn.Module) -> tuple[Measurement, ...]:
         rounds.append(1)
+        calls[0] = len(task.seen)
         kept.update({n: p.detach().clone() for n, p in model.named_parameters()})
         return ()
 
     kept: dict[str, torch.Tensor] = {}
     with pytest.raises(KilledError):
-        simulate(task, model, task.encoded, CLIENTS, config(evaluate_every=1), seeds=PublicSeeds(0), evaluate=evaluate)
+        settings = config(evaluate_every=1, local={"batch_size": 1})  # the third batch is still the first client's
+        clients = equal_clients(ROWS, 20)
+        simulate(task, model, task.encoded, clients, settings, seeds=PublicSeeds(0), evaluate=evaluate)
     assert kept and all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
 
 
