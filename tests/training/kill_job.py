@@ -20,6 +20,7 @@ from training_world import config, inputs, plan_of, reserve, weights
 
 from troth.accounting import Ledger
 from troth.dp import PrivateEngine
+from troth.seeds import PrivateRandomness
 from troth.training import SilentProgress, atomic, fit
 from troth.training import private as private_module
 
@@ -55,29 +56,28 @@ class LoggingEngine(PrivateEngine):
 
 
 def crash_at(count: int) -> None:
-    """Kill this process at its `count`-th flush or rename: odd ones before the call, even ones after it."""
+    """Kill this process just before its `count`-th flush, rename or removal: all that changes what lies on the disk."""
     calls = 0
 
     def crashing(call: Any) -> Any:
-        def made(*args: Any) -> Any:
+        def made(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             calls += 1
             if calls == count:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = call(*args)
-            calls += 1
-            if calls == count:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            return call(*args, **kwargs)
 
         return made
 
-    os.fsync = crashing(os.fsync)
-    Path.replace = crashing(Path.replace)  # type: ignore[method-assign]
+    for name in ("fsync", "replace", "unlink", "rmdir"):
+        setattr(os, name, crashing(getattr(os, name)))
 
 
-def job(folder: str, home: str, options: dict[str, Any], crash: int | None, started: Connection) -> None:
-    """Start the run of `folder`, or go on with it; write its final weights when it ends."""
+def job(folder: str, home: str, options: dict[str, Any], how: dict[str, Any], started: Connection) -> None:
+    """Start the run of `folder`, or go on with it; write its final weights when it ends.
+
+    `how` may hold ``crash`` (the write before which to die) and ``entropy`` (what the system gives as keys).
+    """
     os.environ["TROTH_HOME"] = home
     torch.set_num_threads(1)
     place = Path(folder)
@@ -91,7 +91,9 @@ def job(folder: str, home: str, options: dict[str, Any], crash: int | None, star
             atomic.write_bytes(entry, reserve(run, plan).id.encode())
         reservation = Ledger().resume(entry.read_text())
     started.send(True)
-    if crash is not None:
-        crash_at(crash)
+    if "crash" in how:
+        crash_at(how["crash"])
+    if "entropy" in how:
+        private_module.PrivateRandomness.create = lambda seed=None: PrivateRandomness(how["entropy"])  # type: ignore[method-assign]
     fit(given, plan=plan, reservation=reservation, resume=True, progress=SilentProgress())
     atomic.write_bytes(place / "final", save(weights(given)))

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from training_world import KillAt, Killed, config, inputs, reserve, same, table, train, weights
+from training_world import KillAt, Killed, config, hooked, inputs, plan_of, reserve, same, table, train, weights
+from transformers import PreTrainedModel
 
 from troth.config import RunConfig, parse
 from troth.errors import ResumeError, RunError
-from troth.training import SilentProgress, TrainOutcome, checkpoints
+from troth.training import SilentProgress, TrainOutcome, checkpoints, fit
 from troth.training.checkpoints import checkpoint_steps
 
 
@@ -44,11 +45,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, name: str, at: in
     whole = inputs(tmp_path / "whole", run)
     expected = train(whole)
     killed = inputs(tmp_path / "killed", run)
-    reservation = reserve(run, None) if run.privacy is None else None
-    if run.privacy is not None:
-        from training_world import plan_of
-
-        reservation = reserve(run, plan_of(run))
+    reservation = None if run.privacy is None else reserve(run, plan_of(run))
     with pytest.raises(Killed):
         train(killed, progress=KillAt(at), reservation=reservation)
     resumed = inputs(tmp_path / "killed", run)
@@ -161,42 +158,58 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_a_checkpoint_of_the_last_finished_step(tmp_path: Path) -> None:
     """A real signal, delivered in the middle of a step; the step in which it came is finished."""
-    whole = inputs(tmp_path / "whole", config(checkpoint_every=100))
+    run, calls = config(checkpoint_every=100), []
+    whole = inputs(tmp_path / "whole", run)
     train(whole)
-    given = inputs(tmp_path / "stopped", config(checkpoint_every=100))
-    forward, calls = type(given.task).per_example_loss, []
 
-    class Interrupting(type(given.task)):  # type: ignore[misc]
-        def per_example_loss(self, model: Any, batch: Any) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 8:  # the first call measures the batch size
-                os.kill(os.getpid(), signal.SIGINT)
-            return forward(self, model, batch)
+    def press_once(model: PreTrainedModel, losses: torch.Tensor) -> torch.Tensor:
+        calls.append(model.training)
+        if sum(calls) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses
 
-    object.__setattr__(given, "task", Interrupting(**vars(given.task)))
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        train(given)
+        train(hooked(inputs(tmp_path / "stopped", run), press_once))
     assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint_steps(tmp_path / "stopped" / "checkpoints") == [0, 7]
-    resumed = inputs(tmp_path / "stopped", config(checkpoint_every=100))
+    resumed = inputs(tmp_path / "stopped", run)
     train(resumed, resume=True)
     assert same(weights(resumed), weights(whole))
 
 
-def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
-    given = inputs(tmp_path, config(checkpoint_every=100))
+@pytest.mark.parametrize("private", [False, True])
+def test_ctrl_c_between_physical_batches_gives_the_step_up(tmp_path: Path, private: bool) -> None:
+    run, calls = config(checkpoint_every=100, physical_batch_size=2, private=private, insecure=private), []
+    whole = inputs(tmp_path / "whole", run)
+    train(whole)
 
-    class Impatient(type(given.task)):  # type: ignore[misc]
-        def per_example_loss(self, model: Any, batch: Any) -> torch.Tensor:
-            if model.training:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().per_example_loss(model, batch)  # type: ignore[no-any-return]
+    def press_once(model: PreTrainedModel, losses: torch.Tensor) -> torch.Tensor:
+        calls.append(model.training)
+        if sum(calls) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses
 
-    object.__setattr__(given, "task", Impatient(**vars(given.task)))
+    given = hooked(inputs(tmp_path / "stopped", run), press_once)
     with pytest.raises(KeyboardInterrupt):
-        train(given)
+        fit(given, plan=plan_of(run), reservation=None, resume=False, progress=SilentProgress())
+    assert sum(calls) == 9
+    kept = checkpoint_steps(tmp_path / "stopped" / "checkpoints")
+    assert len(kept) == 2
+    resumed = inputs(tmp_path / "stopped", run)
+    fit(resumed, plan=plan_of(run), reservation=None, resume=True, progress=SilentProgress())
+    assert same(weights(resumed), weights(whole))
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
+    def press_twice(model: PreTrainedModel, losses: torch.Tensor) -> torch.Tensor:
+        if model.training:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return losses
+
+    with pytest.raises(KeyboardInterrupt):
+        train(hooked(inputs(tmp_path, config(checkpoint_every=100)), press_twice))
     assert checkpoint_steps(tmp_path / "checkpoints") == [0]
 
 

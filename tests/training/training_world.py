@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, make_plan
 from troth.config import RunConfig, parse
 from troth.data import Table, from_rows
 from troth.dp import PrivateEngine
 from troth.seeds import PublicSeeds
-from troth.tasks import make_model, make_task
+from troth.tasks import Batch, make_model, make_task
+from troth.tasks.classification import Classification
 from troth.training import Progress, SilentProgress, TrainInputs, TrainOutcome, fit
 
 ROWS = 40
@@ -71,7 +73,7 @@ def config(*, private: bool = False, insecure: bool = False, **train: Any) -> Ru
         "train": {"epochs": 3, "expected_batch_size": BATCH, "learning_rate": 0.01, "checkpoint_every": 4} | train,
     }
     if private:
-        data["privacy"] = {"noise_multiplier": 1.0, "target_delta": 1e-3, "clipping_norm": 1.0}
+        data["privacy"] = {"noise_multiplier": 4.0, "target_delta": 1e-3, "clipping_norm": 1.0}
     return parse(data)
 
 
@@ -82,6 +84,17 @@ def inputs(folder: Path, run: RunConfig, rows: Table | None = None, device: str 
     task = make_task(run, train, folder)
     model = make_model(run, task, seeds, folder)
     return TrainInputs(task, model, task.encode(train), run, seeds, folder, torch.device(device))
+
+
+def hooked(given: TrainInputs, hook: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]) -> TrainInputs:
+    """The same inputs with losses that go through `hook`."""
+
+    class Hooked(Classification):
+        def per_example_loss(self, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+            return hook(model, super().per_example_loss(model, batch))
+
+    task = given.task
+    return replace(given, task=Hooked(task.tokenizer, task.labels, task.max_length))
 
 
 def plan_of(run: RunConfig, rows: int = ROWS) -> PrivacyPlan | None:

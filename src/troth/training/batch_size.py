@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from troth.tasks import Encoded, Task
 from troth.training.device import Autocast
@@ -24,7 +24,9 @@ _ENOUGH = 16  # examples: fewer starve matrix products
 _ENGINE_FACTOR = 2  # the private engine keeps the output gradients beside the activations
 
 
-def activation_bytes(model: nn.Module, task: Task, encoded: Encoded, device: torch.device, autocast: Autocast) -> int:
+def activation_bytes(
+    model: PreTrainedModel, task: Task, encoded: Encoded, device: torch.device, autocast: Autocast
+) -> int:
     """Return the bytes that one example of the longest row keeps for its backward pass.
 
     Buffers and random state of the model are left alone (evaluation mode); no gradient is computed.
@@ -40,7 +42,7 @@ def activation_bytes(model: nn.Module, task: Task, encoded: Encoded, device: tor
     longest = np.array([int(np.argmax(encoded.lengths))])
     batch = to_device(task.collate(encoded, longest), device)
     training = model.training
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     try:
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), autocast():
             loss = task.per_example_loss(model, batch)  # keeps what was saved alive, so that no address occurs twice

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from troth.errors import ResumeError
 from troth.results import Json
-from troth.training.atomic import failing_in_one_line, new_folder, sync, write_bytes
+from troth.training.atomic import failing_in_one_line, new_folder, sync
 
 __all__ = [
     "Checkpoint",
@@ -90,7 +90,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             save_file(_ready(tensors), path)
             files[path.name] = _digest(path)
         content = {"version": _VERSION, "step": checkpoint.step, "files": files, "state": dict(checkpoint.state)}
-        write_bytes(temporary / _STATE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        (temporary / _STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return final
 
 

@@ -43,7 +43,9 @@ def fit(
     """Train the model of `inputs` in place and return what was done.
 
     Without a plan the mean loss of shuffled batches is descended; with one, every step of the plan is carried out by
-    the private engine and written to the ledger before its update is visible.
+    the private engine and written to the ledger before its update is visible. The ledger entry is left open: call
+    ``reservation.finish()`` when what the run is for (its record, its exported model) is on the disk, so that a kill
+    before that leaves a run that can be resumed.
 
     Guarantees:
     - kill at any moment, then `resume`: on a CPU a plain or `insecure_seed` run ends with the same bits as without;
@@ -74,8 +76,7 @@ def fit(
         if plan is None:
             own = identity(inputs.config, inputs.model, rows=rows_digest(inputs.train))
             journal, step = _restored(found, setting, own), 0 if found is None else found.step
-            steps = PlainSteps(setting, reservation)
-            return _outcome(Loop(setting, steps, folder, own, progress, journal, step, found is None))
+            return _outcome(Loop(setting, PlainSteps(setting), folder, own, progress, journal, step, found is None))
         return _fit_privately(setting, plan, reservation, folder, found, progress)
 
 
@@ -98,6 +99,8 @@ def _check(inputs: TrainInputs, plan: PrivacyPlan | None, reservation: Reservati
         )
     if config.run.insecure_seed is None and reservation is None:
         raise PrivacyError("private training needs an entry in the ledger: pass what Ledger.reserve returns")
+    if reservation is not None and reservation.plan != plan:
+        raise PrivacyError(f"the plan is not the one reserved in ledger entry {reservation.id}; reserve it anew")
     if reservation is not None and not resume and reservation.steps_spent:
         raise PrivacyError(f"ledger entry {reservation.id} has been trained under before; reserve anew, or resume")
 
@@ -185,10 +188,10 @@ def _fit_privately(
         journal = _restored(found, setting, own)
         promise = Promise(plan, reservation, state)
         if seed is None:
-            randomness, again = recovered(promise, step, from_checkpoint=found is not None)
+            randomness = recovered(promise, step, from_checkpoint=found is not None)
         else:
-            randomness, again = randomness_at(step, seed), 0
-        steps = stack.enter_context(private_steps(setting, promise, step, randomness, again))
+            randomness = randomness_at(step, seed)
+        steps = stack.enter_context(private_steps(setting, promise, step, randomness))
         return _outcome(Loop(setting, steps, folder, own, progress, journal, step, found is None))
 
 

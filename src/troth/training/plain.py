@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from troth.accounting import Reservation
 from troth.errors import RunError
 from troth.results import Privacy
 from troth.tasks import length_buckets
@@ -26,8 +25,8 @@ class PlainSteps:
 
     outside_guarantee = False
 
-    def __init__(self, setting: Setting, reservation: Reservation | None = None) -> None:
-        self._setting, self._reservation = setting, reservation
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
         self._epoch, self._batches = 0, self._shuffled(0)
         self.per_epoch = len(self._batches)
         self.total = setting.inputs.config.train.epochs * self.per_epoch
@@ -91,9 +90,7 @@ class PlainSteps:
         """Do nothing."""
 
     def finish(self) -> None:
-        """Tell the ledger that the run is complete, where it knows of it."""
-        if self._reservation is not None:
-            self._reservation.finish()
+        """Do nothing."""
 
     def privacy(self) -> Privacy | None:
         """Return None: there is no guarantee."""

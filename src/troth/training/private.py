@@ -48,8 +48,8 @@ def randomness_at(step: int, insecure_seed: int) -> PrivateRandomness:
     return randomness
 
 
-def recovered(promise: Promise, step: int, *, from_checkpoint: bool) -> tuple[PrivateRandomness, int]:
-    """Return the randomness of the step about to run, and how many steps are counted again because theirs was lost.
+def recovered(promise: Promise, step: int, *, from_checkpoint: bool) -> PrivateRandomness:
+    """Return the randomness of the step about to run.
 
     With the key of this very step at hand, the steps after it are repeated exactly: same samples, same noise, nothing
     new is shown. Without it they draw fresh noise, and what may have run after the checkpoint is counted again,
@@ -68,11 +68,9 @@ def recovered(promise: Promise, step: int, *, from_checkpoint: bool) -> tuple[Pr
         raise EngineStateError("private training without an insecure seed needs a ledger entry and a place for keys")
     kept = promise.state.load(step) if from_checkpoint else None
     if kept is not None:
-        return kept, 0
-    again = 0 if step >= promise.plan.steps else max(0, promise.reservation.steps_spent - step)
-    if again:
-        promise.reservation.replay(again)
-    return PrivateRandomness.create(), again
+        return kept
+    promise.reservation.replay_from(step)
+    return PrivateRandomness.create()
 
 
 class PrivateSteps:
@@ -86,13 +84,15 @@ class PrivateSteps:
 
     outside_guarantee = True
 
-    def __init__(self, setting: Setting, promise: Promise, engine: PrivateEngine, replayed: int) -> None:
-        self._setting, self._promise, self._engine, self._replayed = setting, promise, engine, replayed
-        plan = promise.plan
+    def __init__(self, setting: Setting, promise: Promise, engine: PrivateEngine) -> None:
+        self._setting, self._promise, self._engine = setting, promise, engine
+        plan, reservation = promise.plan, promise.reservation
+        self._replayed = 0 if reservation is None else reservation.steps_spent - reservation.position
         self.total = plan.steps
         self.per_epoch = math.ceil(plan.examples / plan.expected_batch_size)
-        self._void = setting.inputs.config.run.guarantee == "none" or engine.randomness.insecure
-        counted = replace(plan, steps=plan.steps + replayed)
+        self._void = "none" in (setting.inputs.config.run.guarantee, reservation and reservation.guarantee)
+        self._void = self._void or engine.randomness.insecure
+        counted = replace(plan, steps=plan.steps + self._replayed)
         self._curve = [] if self._void else epsilon_curve(counted, _CURVE_POINTS)
         self._moved = False
 
@@ -172,17 +172,14 @@ class PrivateSteps:
             self._promise.state.keep(kept)
 
     def finish(self) -> None:
-        """Tell the ledger that the plan is done and erase every key."""
-        if self._promise.reservation is not None:
-            self._promise.reservation.finish()
+        """Erase every key."""
         if self._promise.state is not None:
             self._promise.state.erase()
 
     def privacy(self) -> Privacy:
         """Return what the engine vouches for, with epsilon of all steps that the ledger counts."""
-        plan, reservation = self._promise.plan, self._promise.reservation
-        counted = plan.steps if reservation is None else max(plan.steps, reservation.steps_spent)
-        claimed = self._engine.privacy()
+        plan = self._promise.plan
+        counted, claimed = plan.steps + self._replayed, self._engine.privacy()
         if self._void or claimed.guarantee == "none":
             return replace(claimed, epsilon=None, steps=counted, guarantee="none")
         return replace(claimed, epsilon=plan.epsilon(counted), steps=counted)
@@ -203,7 +200,7 @@ class PrivateSteps:
 
 @contextmanager
 def private_steps(
-    setting: Setting, promise: Promise, step: int, randomness: PrivateRandomness, replayed: int
+    setting: Setting, promise: Promise, step: int, randomness: PrivateRandomness
 ) -> Iterator[PrivateSteps]:
     """Give the steps of a private run with the engine attached to the model; the model is left as it was found."""
     reservation = promise.reservation
@@ -216,6 +213,6 @@ def private_steps(
     )
     try:
         engine.restore(step, randomness)
-        yield PrivateSteps(setting, promise, engine, replayed)
+        yield PrivateSteps(setting, promise, engine)
     finally:
         engine.detach()
