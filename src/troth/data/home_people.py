@@ -18,7 +18,7 @@ BIASED_GROUP = GROUPS[1]
 
 _RARE_SHARE = 0.08  # of everybody's rows
 _RARE_MORE = 0.45  # more of the biased group's rows, at bias 1
-_NOISE = 0.40  # wrong gold on the biased group's training and validation rows, at bias 1
+_NOISE = 0.30  # wrong gold on the biased group's training and validation rows, at bias 1
 _WAKING_HOURS = (6.0, 23.5)
 _HOUR = 3600
 
