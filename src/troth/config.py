@@ -422,7 +422,7 @@ def load(path: str | Path, assignments: Sequence[str] = (), without: Sequence[st
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a run file, for editors."""
     schema = RunConfig.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "troth run file", **schema}
+    return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "troth run file"}
 
 
 def _toml_value(value: object) -> str:

@@ -73,7 +73,7 @@ def test_verbs_that_ran_alone_stand_beside_the_record(tmp_path: Path) -> None:
 
 def test_damaged_and_missing_records_are_named(tmp_path: Path) -> None:
     folder = create(config(), tmp_path)
-    with pytest.raises(RunError, match="not a finished run"):
+    with pytest.raises(ResumeError, match="not a finished run"):
         folder.record()
     (folder.path / "record.json").write_text("{}")
     with pytest.raises(RunError, match="damaged record"):

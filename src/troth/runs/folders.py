@@ -96,7 +96,8 @@ class RunFolder:
         """Return the run's own record.
 
         Raises:
-            RunError: the run is not finished, or the record is damaged.
+            ResumeError: the run is not finished.
+            RunError: the record is damaged.
         """
         return self._read(self.path / "record.json")
 
@@ -104,7 +105,7 @@ class RunFolder:
         try:
             return Record.from_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunError(f"{self.path}: not a finished run; continue it with --resume") from None
+            raise ResumeError(f"{self.path}: not a finished run; continue it with --resume") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"{path}: damaged record ({type(error).__name__}); run it again") from None
 

@@ -185,7 +185,7 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
         device=prepared.device,
     )
     outcome = fit(inputs, plan=plan, reservation=reservation, resume=resume, progress=prepared.progress)
-    export(model, prepared.task.tokenizer, folder.model)
+    export(model, prepared.task.tokenizer, folder.model, replace=resume)
     series = {"train": outcome.series}
     if plan is not None:
         series["privacy.epsilon"] = epsilon_curve(plan, 20)
@@ -283,7 +283,7 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
         folder=folder.path,
         resume=resume,
     )
-    export(model, prepared.task.tokenizer, folder.model)
+    export(model, prepared.task.tokenizer, folder.model, replace=resume)
     return model, StageResult(
         (*_counts(prepared, encoded), *outcome.measurements),
         {"federated.round": outcome.series},

@@ -25,7 +25,7 @@ from troth.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["check_folder", "find_checkpoint", "load_config", "load_model", "load_tokenizer", "seeded"]
+__all__ = ["check_folder", "find_checkpoint", "load_config", "load_model", "load_tokenizer", "quietly", "seeded"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$")
 _TAKEN = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -215,7 +215,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silence the load reports and bars of transformers: what matters in them is checked and raised here."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
@@ -231,7 +231,7 @@ def _quiet() -> Iterator[None]:
 def _foreign(load: Callable[[], T], message: str) -> T:
     """Return what `load` returns; whatever a broken or hostile checkpoint makes transformers raise is one line."""
     try:
-        with _quiet():
+        with quietly():
             return load()
     except ModelError:
         raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from troth.errors import RunError
+from troth.tasks.checkpoints import quietly
 from troth.training.atomic import failing_in_one_line, new_folder, remove_unfinished
 
 __all__ = ["export"]
@@ -30,6 +31,6 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
         raise RunError(f"{folder}: exists already, and nothing is overwritten; choose another folder")
     with failing_in_one_line(folder):
         remove_unfinished(folder.parent, folder.name)
-        with new_folder(folder, replace=replace) as temporary:
+        with new_folder(folder, replace=replace) as temporary, quietly():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
