@@ -1,8 +1,8 @@
 """The transformer encoder of the bert presets: pre-LayerNorm, mean pooling, every weight clippable per example.
 
 Every trainable parameter is the weight or bias of an `nn.Linear`, `nn.Embedding` or `nn.LayerNorm`, is called through
-that module and is used once in a forward pass, so that a private engine that knows these three leaves clips the whole
-model exactly. Nothing mixes examples.
+that module and is used once in a forward pass (a tied masked-LM head uses the token table a second time), so that a
+private engine that knows these three leaves clips the whole model exactly. Nothing mixes examples.
 
 Three choices carry private training from scratch (figures in `troth.tasks.presets`): the mean over real tokens is
 taken *before* the last LayerNorm, so that the classifier sees features of unit scale whatever the noise has done to
