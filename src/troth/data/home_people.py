@@ -68,7 +68,8 @@ class People:
 
     def draw_intents(self, users: NDArray[np.int64], uniforms: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return [rows] the intent of each row, by its user's taste."""
-        return (self.tastes[users] <= uniforms[:, None]).sum(axis=1).astype(np.int64)
+        intents: NDArray[np.int64] = (self.tastes[users] <= uniforms[:, None]).sum(axis=1).astype(np.int64)
+        return intents
 
 
 def _cumulative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
