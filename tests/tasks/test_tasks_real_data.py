@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from contracts.stock_checkpoints import save_bert, save_gpt2, save_t5
 from troth.config import parse
 from troth.data import Table, read
 from troth.seeds import PublicSeeds
@@ -18,21 +16,21 @@ pytestmark = pytest.mark.real_data
 ROWS = 40
 
 SETS = [
-    ("classification", "snips/train", {}, save_bert, "test.accuracy"),
-    ("tagging", "wnut17/train.conll", {}, save_bert, "test.span_f1"),
-    ("question_answering", "squadshifts_new_wiki/new_wiki_v1.0.json", {}, save_bert, "test.f1"),
-    ("seq2seq", "e2e_nlg/devset.csv", {"source": "mr", "target": "ref"}, save_t5, "test.rouge_l"),
-    ("language_modeling", "tiny_shakespeare/input.txt", {}, save_gpt2, "test.perplexity"),
-    ("language_modeling", "wikitext2_small/valid.txt", {}, save_bert, "test.perplexity"),
+    ("classification", "snips/train", {}, "tiny-bert", "test.accuracy"),
+    ("tagging", "wnut17/train.conll", {}, "tiny-bert", "test.span_f1"),
+    ("question_answering", "squadshifts_new_wiki/new_wiki_v1.0.json", {}, "tiny-bert", "test.f1"),
+    ("seq2seq", "e2e_nlg/devset.csv", {"source": "mr", "target": "ref"}, "tiny-t5", "test.rouge_l"),
+    ("language_modeling", "tiny_shakespeare/input.txt", {}, "tiny-gpt2", "test.perplexity"),
+    ("language_modeling", "wikitext2_small/valid.txt", {}, "tiny-bert", "test.perplexity"),
 ]
 
 
-@pytest.mark.parametrize(("kind", "file", "roles", "save", "metric"), SETS, ids=[row[1] for row in SETS])
+@pytest.mark.parametrize(("kind", "file", "roles", "preset", "metric"), SETS, ids=[row[1] for row in SETS])
 def test_a_real_set_is_encoded_descended_and_scored(
     kind: str,
     file: str,
     roles: dict[str, str],
-    save: Callable[[Path], Path],
+    preset: str,
     metric: str,
     real_data: Path,
     tmp_path: Path,
@@ -40,7 +38,7 @@ def test_a_real_set_is_encoded_descended_and_scored(
     table = few(read(real_data / file, roles=roles, kind=kind))
     raw = {
         "run": {"name": "real"},
-        "model": {"checkpoint": str(save(tmp_path))},
+        "model": {"preset": preset},
         "data": {"train": file},
         "task": {"kind": kind},
     }
