@@ -219,10 +219,11 @@ class SelectionConfig(_Section):
 
 
 class LocalConfig(_Section):
-    """What a client does in a round."""
+    """What a client does in a round; its optimizer starts afresh in each."""
 
     epochs: Count = 1
     batch_size: Count = 8
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive = 0.1
 
 

@@ -70,20 +70,22 @@ def test_one_step_of_everyone_weighted_by_samples_is_centralised_sgd_for_any_siz
     assert_close(equal, central_step(task, weights, 0.1), 1e-12)
 
 
-def test_one_client_is_plain_sgd_and_the_update_is_local_minus_global() -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_one_client_is_plain_training_and_the_update_is_local_minus_global(optimizer: str) -> None:
     clients = equal_clients(20, 1)
     model = Regression()
     engine, task = setting(20, clients, model, epochs=2, batch_size=6)
-    algorithm = FedAvg(0.1, server_learning_rate=0.5)
+    algorithm = FedAvg(0.1, server_learning_rate=0.5, local_optimizer=optimizer)
     state = algorithm.init(engine.parameters())
     outcome = engine.run_round(algorithm, state, everyone(clients))
     other = Regression()
-    optimizer = torch.optim.SGD([p for p in other.parameters() if p.requires_grad], lr=0.1)
+    trainable = [p for p in other.parameters() if p.requires_grad]
+    plain = torch.optim.SGD(trainable, lr=0.1) if optimizer == "sgd" else torch.optim.Adam(trainable, lr=0.1)
     assert [len(rows) for rows in task.seen] == [6, 6, 6, 2] * 2
     for rows in task.seen[:8]:
-        optimizer.zero_grad()
+        plain.zero_grad()
         task.per_example_loss(other, task.collate(task.encoded, rows)).mean().backward()
-        optimizer.step()
+        plain.step()
     local = {n: p.detach() for n, p in other.named_parameters() if p.requires_grad}
     assert_close(dict(outcome.update), {n: p - state.parameters[n] for n, p in local.items()}, 1e-12)
     half = algorithm.server_update(state, outcome.update)
@@ -138,6 +140,16 @@ def test_dropout_is_seeded_by_round_and_client() -> None:
         engine.run_round(FedAvg(0.1), ServerState(start.parameters, round_index), everyone(clients))
     assert len(set(seeds[:6])) == 6
     assert seeds[6:] == seeds[:3]
+
+
+def test_no_optimizer_state_outlives_a_turn() -> None:
+    clients = equal_clients(24, 3)
+    engine, _ = setting(24, clients, Regression(), epochs=3)
+    algorithm = FedAvg(0.1, local_optimizer="adamw")
+    start = algorithm.init(engine.parameters())
+    alone = engine.run_round(algorithm, start, Cohort(np.array([2]), np.ones(1), False)).update
+    after = engine.run_round(algorithm, start, Cohort(np.array([0, 2]), np.array([0.0, 1.0]), False)).update
+    assert torch.equal(alone["weight"], after["weight"])
 
 
 def test_what_is_counted() -> None:

@@ -86,7 +86,7 @@ def simulate(  # noqa: PLR0913  five things, then options by keyword
     if int(clients.rows.max()) >= len(encoded):
         raise DataError(f"the clients hold row {clients.rows.max()}, the encoded table has {len(encoded)} rows")
     engine = SequentialEngine(task, model, encoded, clients, config.local, seeds)
-    algorithm = FedAvg(config.local.learning_rate, config.server.learning_rate)
+    algorithm = FedAvg(config.local.learning_rate, config.server.learning_rate, config.local.optimizer)
     place = None if folder is None else folder / "checkpoints"
     with locked(place) if place else nullcontext(), _as_found(model):
         identity = _identity(model, encoded, clients, config, seeds) if place else {}
@@ -249,12 +249,13 @@ def _shown(found: Sequence[Measurement]) -> dict[str, float | None]:
 def _outcome(federation: _Federation, found: Sequence[Measurement]) -> FederatedOutcome:
     """Return what the federation did: its last evaluation and its cost as measurements."""
     journal, clients, rounds = federation.journal, federation.clients, federation.state.round_index
+    local = federation.config.local
     protocol: dict[str, Json] = {
         "rounds": rounds,
         "cohort_size": federation.config.cohort_size,
         "selection": federation.config.selection.by,
         "weight": federation.selection.weight,
-        "client_optimizer": f"sgd, learning rate {federation.config.local.learning_rate:g}",
+        "client_optimizer": f"{local.optimizer}, learning rate {local.learning_rate:g}",
         "server_optimizer": f"sgd, learning rate {federation.config.server.learning_rate:g}",
     }
     last = tuple(replace(m, name=ROUND + metric_of(m), protocol={**m.protocol, **protocol}) for m in found)
