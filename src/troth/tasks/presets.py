@@ -7,6 +7,12 @@
 | `tiny-gpt2` | transformers' GPT-2, 2 layers, 128 wide, 2 heads | byte-level BPE of 4,096 entries, public text |
 | `tiny-t5` | transformers' T5, 2 + 2 layers, 128 wide, 2 heads | the same |
 
+Measured with `tiny-bert` on the 700 test texts of SNIPS: 0.969 plain (4 epochs, batch 64, AdamW 1e-3) and 0.956 at
+epsilon 8, delta 1e-5 (12 epochs, expected batch 512, clipping norm 0.1, AdamW 2e-3), one run each, from scratch. In
+trial runs of 3 epochs under the noise of the 12, one seed each: mean before the last LayerNorm 0.926, after it 0.913;
+embeddings with standard deviation 1 in place of 0.02 about 0.80; with the pieces of long words and numbers 0.931.
+The segment table of the question answering model took F1 from 0.24 to 0.27 on the built-in corpus (4 epochs, one seed).
+
 All but `mini-bert` have fewer than two million parameters. A masked language model shares its token table with its
 head: on SNIPS, after 615 steps, that found 15.1 % of masked tokens, where a head of its own, narrowed to stay below two
 million, found 7.7 %.
