@@ -79,7 +79,7 @@ class LanguageModeling(Task):
         nats = np.stack([detail["nats"], detail["tokens"]], axis=1)
         right = np.stack([detail["right"], detail["tokens"]], axis=1)
         return (
-            measures.of_sums("perplexity", nats, _perplexity, unit="perplexity", definition=self.definition),
+            measures.of_sums("perplexity", nats, _perplexity, unit="ratio", definition=self.definition),
             measures.of_sums("token_accuracy", right, _ratio),
             measures.loss(scores.losses, detail["tokens"] > 0),
         )
