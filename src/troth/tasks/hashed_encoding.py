@@ -42,8 +42,14 @@ class HashedEncoding:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> HashedEncoding:
-        columns = (self.ids, self.tokens, self.offsets, self.word_ids, self.sequence_ids)
-        return HashedEncoding(*(column[part] for column in columns), self.n_sequences)  # type: ignore[arg-type]
+        return HashedEncoding(
+            self.ids[part],
+            self.tokens[part],
+            self.offsets[part],
+            self.word_ids[part],
+            self.sequence_ids[part],
+            self.n_sequences,
+        )
 
     def __add__(self, other: HashedEncoding) -> HashedEncoding:
         return HashedEncoding(
