@@ -1,0 +1,218 @@
+"""The engine against the slow truth: one example at a time through a plain copy of the model."""
+
+from __future__ import annotations
+
+import copy
+
+import dp_models
+import pytest
+import torch
+from dp_oracle import Case, distance, looped_step, plan_for, private_step
+from torch import Tensor, nn
+
+import troth.dp.embedding
+import troth.dp.linear
+from troth.dp import PrivateEngine
+from troth.seeds import PrivateRandomness
+
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+FAMILIES = list(dp_models.CASES)
+
+
+def _case(name: str, dtype: torch.dtype) -> Case:
+    case = dp_models.CASES[name]()
+    return case.double() if dtype == torch.float64 else case
+
+
+def _block_truth(block: str, gradients: list[dict[str, Tensor]]) -> Tensor:
+    return torch.stack([sum(g[name].double().square().sum() for name in block.split("+")) for g in gradients])
+
+
+def check(case: Case, *, tolerance: float, optimizer: str = "sgd", physical: int | None = None) -> None:
+    """Norms block by block, the clipped sum, and the weights after the update."""
+    gradients, total, looped = looped_step(case, optimizer=optimizer)
+    private = private_step(case, optimizer=optimizer, physical=physical)
+    whole = sum(_block_truth(block, gradients) for block in private.norms)
+    named = {name for block in private.norms for name in block.split("+")}
+    assert named == set(gradients[0]), "every trainable parameter stands in one block"
+    for block, squared in private.norms.items():
+        truth = _block_truth(block, gradients)
+        # Keys' biases have gradient 0 but for rounding (softmax ignores them): hence the floor, a millionth of the whole.
+        assert bool(((squared - truth).abs() <= tolerance * (truth + 1e-6 * whole)).all()), block
+    scale = torch.sqrt(sum(t.double().square().sum() for t in total.values()))
+    for name, truth in total.items():
+        gap = (private.gradient[name].double() - truth.double()).norm()
+        assert gap <= tolerance * max(truth.double().norm(), 1e-3 * scale), name
+    for (name, left), right in zip(private.model.named_parameters(), looped.parameters(), strict=True):
+        assert distance(left.detach(), right.detach()) <= tolerance, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_private_step_equals_the_loop(name: str, dtype: torch.dtype) -> None:
+    case = _case(name, dtype)
+    check(case, tolerance=TOLERANCE[dtype] * (10 if dtype == torch.float32 and name in {"albert", "roberta"} else 1))
+
+
+@pytest.mark.parametrize("name", ["mlp", "llama", "t5"])  # without key biases, whose rounding Adam would blow up
+def test_the_adamw_update_equals_the_loop(name: str) -> None:
+    check(_case(name, torch.float64), tolerance=1e-12, optimizer="adamw")
+
+
+@pytest.mark.parametrize("written_out", [True, False], ids=["written-out", "ghost"])
+@pytest.mark.parametrize("name", ["mlp", "bert", "bert_masked", "repeated_layers", "gpt2", "t5"])
+def test_both_ways_to_a_norm_are_exact(name: str, written_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(troth.dp.linear, "instantiates", lambda *widths: written_out)
+    monkeypatch.setattr(troth.dp.embedding, "_GRAM_TOKENS", 1 if written_out else 1000)
+    check(_case(name, torch.float64), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("physical", [1, 2, 4])
+@pytest.mark.parametrize("name", ["mlp", "bert", "gpt2", "t5"])
+def test_the_physical_batch_size_changes_nothing(name: str, physical: int) -> None:
+    check(_case(name, torch.float64), tolerance=1e-12, physical=physical)
+
+
+def test_the_encoder_holds_a_visible_share_of_the_norm() -> None:
+    """With the usual initialisation a wrong ghost norm inside the encoder would go unseen; here it cannot."""
+    norms = private_step(_case("bert", torch.float64)).norms
+    whole = sum(float(s.sum()) for s in norms.values())
+    encoder = sum(float(s.sum()) for name, s in norms.items() if "encoder" in name)
+    assert encoder / whole > 0.3
+
+
+def test_padding_changes_nothing() -> None:
+    """Short examples in a batch of their own, without padding, give the same clipped sum."""
+    case = _case("bert", torch.float64)
+    padded = private_step(case).gradient
+    lengths = case.batch["attention_mask"].sum(1)
+    model = copy.deepcopy(case.model)
+    plan = plan_for(case.rows)
+    engine = PrivateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, PrivateRandomness())
+    engine.sample()
+    for row in lengths.argsort().tolist():
+        part = {
+            k: v[row : row + 1, : int(lengths[row])] if v.dim() == 2 else v[row : row + 1] for k, v in case.batch.items()
+        }
+        engine.backward(case.losses(model, part))
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and float(padded[name].norm()) > 1e-9:
+            assert distance(parameter.grad * case.rows, padded[name]) <= 1e-12, name
+
+
+def test_gradients_of_shared_positions_are_told_apart() -> None:
+    """Position ids of shape [1, time] are looked up once for the whole batch by stock BERT and DistilBERT."""
+    for name in ("bert", "distilbert"):
+        case = _case(name, torch.float64)
+        block = next(n for n in private_step(case).norms if "position" in n)
+        check(case, tolerance=1e-12)
+        assert float(private_step(case).norms[block].min()) > 0
+
+
+def test_explicit_position_ids_count_per_example() -> None:
+    case = _case("bert", torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    case.batch["position_ids"] = torch.randint(dp_models.TOKENS, case.batch["input_ids"].shape, generator=generator)
+    check(case, tolerance=1e-12)
+
+
+def test_one_weight_with_separate_biases() -> None:
+    """Two linear maps share a weight but not a bias: the biases' norms must not ride on the weight's Gram matrices."""
+    torch.manual_seed(0)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(torch.tanh(self.first(x))).square().sum((1, 2))
+
+    check(Case(Two().double(), {"x": torch.randn(5, 3, 4).double()}, lambda m, b: m(b["x"])), tolerance=1e-12)
+
+
+def test_bias_alone_is_trained() -> None:
+    case = _case("mlp", torch.float64)
+    for name, parameter in case.model.named_parameters():
+        parameter.requires_grad = name.endswith("bias")
+    check(case, tolerance=1e-12)
+
+
+def test_long_inputs_of_a_table_are_exact() -> None:
+    """More tokens than the Gram matrix is used for, with repeats, padding and a table looked up twice."""
+    torch.manual_seed(0)
+    tokens = troth.dp.embedding._GRAM_TOKENS + 20
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(30, 5, padding_idx=0)
+            self.head = nn.Linear(5, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = torch.tanh(self.table(ids)) * self.table(ids.flip(1))
+            return self.head(x).square().sum((1, 2))
+
+    ids = torch.randint(30, (4, tokens))
+    check(Case(Bag().double(), {"ids": ids}, lambda m, b: m(b["ids"])), tolerance=1e-12)
+
+
+def test_four_dimensional_inputs_are_exact() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm([2, 3]), nn.RMSNorm(3, eps=1e-6), nn.Linear(3, 1)).double()
+    case = Case(model, {"x": torch.randn(5, 3, 2, 4).double()}, lambda m, b: m(b["x"]).square().sum((1, 2, 3)))
+    check(case, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_gradient_checkpointing_changes_nothing(name: str) -> None:
+    case = _case(name, torch.float64)
+    plain = private_step(case).gradient
+    case.model.gradient_checkpointing_enable({"use_reentrant": False})
+    case.model.train()
+    for module in case.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    case.model.config.use_cache = False
+    case.model.config.attn_pdrop = case.model.config.attention_probs_dropout_prob = 0.0
+    for part in case.model.modules():
+        for attribute in ("dropout", "attention_dropout"):
+            if isinstance(vars(part).get(attribute), float):
+                setattr(part, attribute, 0.0)
+    again = private_step(case).gradient
+    whole = torch.sqrt(sum(g.square().sum() for g in plain.values()))
+    assert all(float((again[n] - g).norm() / whole) < 1e-12 for n, g in plain.items())
+
+
+@pytest.mark.parametrize("name", ["mlp", "bert", "llama"])
+def test_norms_stay_float32_under_autocast(name: str) -> None:
+    """The clipped sum agrees with the loop's under the same autocast to bfloat16's own precision."""
+    plain = _case(name, torch.float32)
+
+    def losses(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return plain.losses(model, batch)
+
+    case = Case(plain.model, plain.batch, losses)
+    _, total, _ = looped_step(case)
+    private = private_step(case)
+    assert all(s.dtype == torch.float32 for s in private.norms.values())
+    left = torch.cat([private.gradient[n].flatten() for n in total])
+    assert distance(left, torch.cat([t.flatten() for t in total.values()])) < 1e-2
+
+
+def test_dropout_masks_are_drawn_per_example_and_stay_exact() -> None:
+    """With dropout on, the private gradient is that of the very masks that the forward pass drew."""
+    case = _case("pre_norm", torch.float64)
+    model = nn.Sequential(copy.deepcopy(case.model), nn.Dropout(0.5), nn.Linear(3, 3).double()).train()
+
+    def losses(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        torch.manual_seed(5)
+        hidden = module[0](batch["input_ids"], batch["attention_mask"])
+        mask = torch.rand(dp_models.ROWS, 3).double() > 0.5
+        rows = batch["row"]
+        return module[2](hidden * mask[rows]).square().sum(1)
+
+    batch = {**case.batch, "row": torch.arange(case.rows)}
+    check(Case(model, batch, losses), tolerance=1e-12)
