@@ -28,9 +28,8 @@ def main() -> None:
     for name, command in commands.items():
         seconds(command)
         times = [seconds(command) for _ in range(repeats)]
-        print(
-            f"{name:16s} median {statistics.median(times):.3f} s, min {min(times):.3f}, max {max(times):.3f}, n {repeats}"
-        )
+        spread = f"min {min(times):.3f}, max {max(times):.3f}, n {repeats}"
+        print(f"{name:16s} median {statistics.median(times):.3f} s, {spread}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from troth.errors import ConfigError
 
@@ -323,7 +322,7 @@ def _known_keys(path: Sequence[str | int]) -> list[str]:
     return list(model.model_fields)
 
 
-def _line(error: ErrorDetails) -> str:
+def _line(error: Mapping[str, Any]) -> str:
     """Return one line for one pydantic error: the key, what is wrong, the way out."""
     path = [p for p in error["loc"] if not (isinstance(p, str) and (p.endswith("Config") or "[" in p))]
     key = ".".join(str(p) for p in path)

@@ -9,8 +9,20 @@ import traceback
 import typer
 
 from troth import __version__
-from troth.cli import attack, demo, doctor, fairness, federate, ledger, ls, plan, report, run, runs, train, validate
+from troth.cli.attack import attack
+from troth.cli.demo import demo
+from troth.cli.doctor import doctor
+from troth.cli.fairness import fairness
+from troth.cli.federate import federate
+from troth.cli.ledger import app as ledger_app
+from troth.cli.ls import ls
 from troth.cli.output import say
+from troth.cli.plan import plan
+from troth.cli.report import report
+from troth.cli.run import run
+from troth.cli.runs import app as runs_app
+from troth.cli.train import train
+from troth.cli.validate import validate
 from troth.errors import TrothError
 
 __all__ = ["app", "main"]
@@ -38,19 +50,19 @@ def _root(
     """Train text models privately, measure what they leak, treat groups alike, learn where the data lives."""
 
 
-app.command("demo")(demo.demo)
-app.command("plan")(plan.plan)
-app.command("run")(run.run)
-app.command("train")(train.train)
-app.command("federate")(federate.federate)
-app.command("attack")(attack.attack)
-app.command("fairness")(fairness.fairness)
-app.command("report")(report.report)
-app.add_typer(runs.app, name="runs")
-app.add_typer(ledger.app, name="ledger")
-app.command("doctor")(doctor.doctor)
-app.command("validate")(validate.validate)
-app.command("ls")(ls.ls)
+app.command("demo")(demo)
+app.command("plan")(plan)
+app.command("run")(run)
+app.command("train")(train)
+app.command("federate")(federate)
+app.command("attack")(attack)
+app.command("fairness")(fairness)
+app.command("report")(report)
+app.add_typer(runs_app, name="runs")
+app.add_typer(ledger_app, name="ledger")
+app.command("doctor")(doctor)
+app.command("validate")(validate)
+app.command("ls")(ls)
 
 
 def main() -> None:

@@ -24,7 +24,10 @@ def configurations(out: Path, rows: int = DEMO_ROWS) -> tuple[RunConfig, RunConf
         "model": {"preset": "tiny-bert", "max_length": 32},
         "data": {"builtin": {"name": "home", "rows": rows, "bias": _BIAS}},
         "task": {"kind": "classification"},
-        "attack": {"membership": ["loss"]},
+        "attack": {
+            "membership": ["loss"],
+            "nonmembers": "validation",
+        },  # of the training rows' templates, see the corpus
         "fairness": {"metrics": ["accuracy_gap"]},
     }
     plain = {

@@ -51,7 +51,7 @@ class PlainSteps:
     def _backward(self, rows: np.ndarray, whole: int, step: int) -> float:
         """Add the gradient of these rows' share of the mean over `whole` rows; return the sum of their losses."""
         inputs = self._setting.inputs
-        batch = to_device(inputs.task.collate(inputs.train, rows), inputs.device)
+        batch = to_device(inputs.task.collate(inputs.train, rows, draw=step), inputs.device)
         with self._setting.autocast():
             losses = inputs.task.per_example_loss(inputs.model, batch)
         share = losses.sum() / whole

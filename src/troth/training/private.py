@@ -111,7 +111,8 @@ class PrivateSteps:
         losses = []
         for start in range(0, len(rows), setting.physical):
             check()
-            batch = to_device(inputs.task.collate(inputs.train, rows[start : start + setting.physical]), inputs.device)
+            part_rows = rows[start : start + setting.physical]
+            batch = to_device(inputs.task.collate(inputs.train, part_rows, draw=step), inputs.device)
             with setting.autocast():
                 part = inputs.task.per_example_loss(inputs.model, batch)
             self._engine.backward(part)
