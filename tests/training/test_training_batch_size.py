@@ -43,16 +43,17 @@ def test_measuring_changes_nothing(tmp_path: Path) -> None:
 
 @given(each=st.integers(1, 2**40), logical=st.integers(1, 10_000), private=st.booleans())
 def test_at_least_one_at_most_all(each: int, logical: int, private: bool) -> None:
-    size = physical_batch_size(each, logical, CPU, private=private)
+    size = physical_batch_size(each, max(1, each // 3), logical, CPU, private=private)
     assert 1 <= size <= logical
     assert size == 1 or size * each <= 2 * 2**30
 
 
 def test_small_models_go_through_whole_and_large_ones_in_parts() -> None:
-    assert physical_batch_size(100_000, 64, CPU, private=False) == 64
-    assert physical_batch_size(200 * 2**20, 64, CPU, private=False) == 10
-    assert physical_batch_size(200 * 2**20, 64, CPU, private=True) == 5
-    assert physical_batch_size(2**20, 512, CPU, private=True) == 24
+    assert physical_batch_size(100_000, 50_000, 64, CPU, private=False) == 64
+    assert physical_batch_size(200 * 2**20, 2**20, 64, CPU, private=False) == 10
+    assert physical_batch_size(200 * 2**20, 2**20, 64, CPU, private=True) == 5
+    assert physical_batch_size(2**20, 2**18, 512, CPU, private=True) == 48
+    assert physical_batch_size(2**23, 2**22, 512, CPU, private=True) == 32
 
 
 def test_auto_is_the_whole_batch_of_the_small_world(tmp_path: Path) -> None:

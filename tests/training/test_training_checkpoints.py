@@ -141,6 +141,23 @@ def test_a_full_disk_does_not_cost_the_checkpoint_of_the_same_step(
     assert float(found.tensors["model"]["w"][0, 0]) == 1.0
 
 
+def test_a_rename_that_fails_brings_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, calls = Path.replace, []
+
+    def failing(self: Path, target: Path) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    path = save_checkpoint(tmp_path, make(5, 1.0))
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(RunError, match="Input/output error"):
+        save_checkpoint(tmp_path, make(5, 2.0))
+    assert float(load_checkpoint(path).tensors["model"]["w"][0, 0]) == 1.0
+    assert names(tmp_path) == ["checkpoint-5"]
+
+
 def test_what_safetensors_says_of_a_bad_place_is_one_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def elsewhere(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         real(dict(tensors), tmp_path / "no" / "folder" / "here")

@@ -32,7 +32,7 @@ _SHORT_STEPS = 5
 def server() -> ForkServerContext:
     """A process that has imported everything once and forks a child for each run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "troth.training", "troth.data", "kill_job"])
+    context.set_forkserver_preload(["torch", "transformers", "troth.training", "troth.data", "dp_accounting.pld"])
     return context
 
 

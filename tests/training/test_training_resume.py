@@ -260,6 +260,34 @@ def test_a_full_disk_stops_with_one_line_and_the_run_can_be_resumed(
     assert same(weights(resumed), weights(whole))
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(tmp_path: Path, error: Exception) -> None:
+    def full(model: PreTrainedModel, losses: torch.Tensor) -> torch.Tensor:
+        if model.training:
+            raise error
+        return losses
+
+    with pytest.raises(RunError, match=r"step 1 of 15: out of memory with 8 .*lower train\.physical_batch_size"):
+        train(hooked(inputs(tmp_path, config()), full))
+
+
+def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
+    def broken(model: PreTrainedModel, losses: torch.Tensor) -> torch.Tensor:
+        if model.training:
+            raise RuntimeError("a bug")
+        return losses
+
+    with pytest.raises(RuntimeError, match=r"^a bug$"):
+        train(hooked(inputs(tmp_path, config()), broken))
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
     class Second(SilentProgress):
         def update(self, step: int, **values: float | None) -> None:

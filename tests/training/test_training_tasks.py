@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from training_world import weights
+from training_world import KillAt, Killed, same, weights
 
+from troth.accounting import make_plan
 from troth.config import RunConfig, parse
 from troth.data import home
 from troth.seeds import PublicSeeds
@@ -48,8 +49,6 @@ def world(folder: Path, name: str, *, private: bool, precision: str = "float32")
 
 
 def plan(given: TrainInputs) -> Any:
-    from troth.accounting import make_plan
-
     return None if given.config.privacy is None else make_plan(given.config.privacy, given.config.train, ROWS)
 
 
@@ -61,6 +60,19 @@ def test_the_loss_falls(tmp_path: Path, name: str, private: bool) -> None:
     losses = [row["loss"] for row in outcome.series]
     assert outcome.steps == 16
     assert losses[-1] < 0.98 * losses[0]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])
+@pytest.mark.parametrize("name", ["language_modeling", "masked"])
+def test_tied_weights_and_random_masks_resume_to_the_same_bits(tmp_path: Path, name: str, private: bool) -> None:
+    whole, killed = (world(tmp_path / place, name, private=private) for place in ("a", "b"))
+    how: dict[str, Any] = {"plan": plan(whole), "reservation": None}
+    fit(whole, resume=False, progress=SilentProgress(), **how)
+    with pytest.raises(Killed):
+        fit(killed, resume=False, progress=KillAt(6), **how)
+    resumed = world(tmp_path / "b", name, private=private)
+    fit(resumed, resume=True, progress=SilentProgress(), **how)
+    assert same(weights(resumed), weights(whole))
 
 
 @pytest.mark.parametrize("private", [False, True], ids=["plain", "private"])

@@ -88,6 +88,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         OSError: the disk is full, the place cannot be written, or `path` holds something.
     """
     temporary = path.parent / f".{path.name}{_MARK}{secrets.token_hex(8)}"
+    old = path.parent / f".{path.name}{_MARK}{secrets.token_hex(8)}"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.mkdir()
     try:
@@ -95,15 +96,16 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         for inner in sorted(temporary.rglob("*")):
             sync(inner)
         sync(temporary)
-        old = path.parent / f".{path.name}{_MARK}{secrets.token_hex(8)}"
         if replace and path.exists():
             path.replace(old)
         temporary.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists():
+            old.replace(path)
         raise
     sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path, name: str | None = None) -> None:

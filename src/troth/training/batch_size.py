@@ -19,8 +19,8 @@ __all__ = ["activation_bytes", "physical_batch_size"]
 
 _CPU_BYTES = 2 * 2**30  # of activations: leaves room on a laptop
 _CUDA_SHARE = 0.4  # of the device's memory, before what the optimizer and the weights take
-_CACHE_BYTES = 48 * 2**20  # on a CPU the private engine is fastest where a batch's activations stay near the caches
-_ENOUGH = 16  # examples: fewer starve matrix products
+_CACHE_BYTES = 24 * 2**20  # on a CPU the private engine is fastest where a batch's activations stay near the caches
+_ENOUGH = 32  # examples: fewer starve matrix products
 _ENGINE_FACTOR = 2  # the private engine keeps the output gradients beside the activations
 
 
@@ -58,11 +58,12 @@ def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[s
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def physical_batch_size(per_example: int, logical: int, device: torch.device, *, private: bool) -> int:
+def physical_batch_size(longest: int, typical: int, logical: int, device: torch.device, *, private: bool) -> int:
     """Return how many examples to take at once.
 
     Args:
-        per_example: bytes one example keeps for its backward pass (`activation_bytes`).
+        longest: bytes that the longest example keeps for its backward pass (`activation_bytes`); bounds memory.
+        typical: bytes that an example of mean length keeps; decides what lies near the caches.
         logical: examples of a whole batch; more are never taken at once.
         device: where the model lies.
         private: whether the private engine runs.
@@ -70,8 +71,8 @@ def physical_batch_size(per_example: int, logical: int, device: torch.device, *,
     memory = _CPU_BYTES
     if device.type == "cuda":
         memory = int(torch.cuda.get_device_properties(device).total_memory * _CUDA_SHARE)
-    each = per_example * (_ENGINE_FACTOR if private else 1)
-    fits = memory // each
+    factor = _ENGINE_FACTOR if private else 1
+    fits = memory // (factor * longest)
     if private and device.type == "cpu":
-        fits = min(fits, max(_ENOUGH, _CACHE_BYTES // each))
+        fits = min(fits, max(_ENOUGH, _CACHE_BYTES // (factor * typical)))
     return int(max(1, min(fits, logical)))

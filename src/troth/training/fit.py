@@ -140,7 +140,9 @@ def _setting(inputs: TrainInputs, *, private: bool) -> Setting:
     physical = train.physical_batch_size
     if physical == "auto":
         each = activation_bytes(inputs.model, inputs.task, inputs.train, inputs.device, context)
-        physical = physical_batch_size(each, train.expected_batch_size, inputs.device, private=private)
+        lengths = inputs.train.lengths
+        typical = max(1, int(each * lengths.mean() / max(1, lengths.max())))
+        physical = physical_batch_size(each, typical, train.expected_batch_size, inputs.device, private=private)
     return Setting(inputs, make_optimizer(inputs.model, train), physical, context)
 
 
@@ -154,8 +156,9 @@ def _restored(found: Checkpoint | None, setting: Setting, own: Identity) -> Jour
     for name, place in places.items():
         if name not in stored or stored[name].shape != place.shape:
             raise ResumeError(f"checkpoint: has no tensor {name} of shape {list(place.shape)}; start a new run")
-        with torch.no_grad():
-            place.copy_(stored[name])
+        if not torch.equal(place, stored[name].to(place.device)):  # constant buffers may be views that take no copy
+            with torch.no_grad():
+                place.copy_(stored[name])
     restore_optimizer(model, setting.optimizer, found.tensors.get("optimizer", {}))
     return Journal.from_dict(_mapping(found.state["journal"]))
 

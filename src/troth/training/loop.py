@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from troth.errors import RunError
 from troth.results import Json
 from troth.training.checkpoints import Checkpoint, checkpoint_steps, keep_latest, save_checkpoint
 from troth.training.identity import Identity
@@ -81,8 +82,19 @@ class Loop:
                     if self._saved != self.step:
                         self.save()
                     raise KeyboardInterrupt from None
+                except (MemoryError, RuntimeError) as error:
+                    raise self._explained(error) from None
         finally:
             self.progress.stop()
+
+    def _explained(self, error: Exception) -> Exception:
+        """Return an error of the machine's memory as a line with a way out, any other as it is."""
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            return error
+        return RunError(
+            f"step {self.step + 1} of {self.steps.total}: out of memory with {self.setting.physical} examples at once; "
+            "lower train.physical_batch_size or model.max_length and go on with --resume"
+        )
 
     def save(self) -> None:
         """Write a checkpoint of the last finished step and let go of the oldest."""
