@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from training_world import config, inputs, plan_of, reserve, weights
 
-from troth.accounting import Ledger
+from troth.accounting import Ledger, PrivacyPlan
 from troth.dp import PrivateEngine
 from troth.seeds import PrivateRandomness
 from troth.training import SilentProgress, atomic, fit
@@ -83,6 +83,9 @@ def job(folder: str, home: str, options: dict[str, Any], how: dict[str, Any], st
     place = Path(folder)
     LoggingEngine.log = place / "draws"
     private_module.PrivateEngine = LoggingEngine  # type: ignore[misc]
+    # What epsilon is, is tested elsewhere; what it costs would drown the kills.
+    private_module.epsilon_curve = lambda plan, points: [{"step": plan.steps, "epsilon": 1.0}]
+    PrivacyPlan.epsilon = lambda self, steps=None, delta=None: 1.0  # type: ignore[method-assign]
     run = config(**options)
     given, plan, entry = inputs(place, run), plan_of(run), place / "entry"
     reservation = None

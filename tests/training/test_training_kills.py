@@ -32,7 +32,7 @@ _SHORT_STEPS = 5
 def server() -> ForkServerContext:
     """A process that has imported everything once and forks a child for each run."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "troth.training", "troth.data", "dp_accounting.pld"])
+    context.set_forkserver_preload(["torch", "transformers", "troth.training", "troth.data"])
     return context
 
 
@@ -49,9 +49,6 @@ class Run:
     def __post_init__(self) -> None:
         self.folder.mkdir()
         self.home.mkdir()
-        cache = self.folder.parent / "cache"
-        cache.mkdir(exist_ok=True)
-        (self.home / "cache").symlink_to(cache)
 
     @property
     def home(self) -> Path:
