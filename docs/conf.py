@@ -19,6 +19,18 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints = "signature"
 napoleon_google_docstring = True
 suppress_warnings = ["myst.header"]
+napoleon_attr_annotations = False
+
+
+def _guarantees_as_a_list(app, what, name, thing, options, lines):
+    """Set the list of guarantees apart from its heading, as reStructuredText wants it."""
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].strip() == "Guarantees:":
+            lines.insert(index + 1, "")
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _guarantees_as_a_list, priority=100)

@@ -332,7 +332,7 @@ def _line(error: Mapping[str, Any]) -> str:
         return f"unknown key {key}: {hint}"
     if error["type"] == "missing":
         return f"{key} is required"
-    message = error["msg"].removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if not key:
         return message
     shown = repr(error["input"])

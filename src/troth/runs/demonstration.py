@@ -22,7 +22,7 @@ def configurations(out: Path, rows: int = DEMO_ROWS) -> tuple[RunConfig, RunConf
     base: dict[str, Any] = {
         "run": {"seed": 1, "out": str(out)},
         "model": {"preset": "tiny-bert", "max_length": 32},
-        "data": {"builtin": {"name": "home", "rows": rows, "bias": _BIAS}},
+        "data": {"builtin": {"name": "home", "rows": rows, "bias": _BIAS, "users": rows // 20}},
         "task": {"kind": "classification"},
         "attack": {
             "membership": ["loss"],
@@ -33,12 +33,12 @@ def configurations(out: Path, rows: int = DEMO_ROWS) -> tuple[RunConfig, RunConf
     plain = {
         **base,
         "run": {**base["run"], "name": "plain"},
-        "train": {"epochs": 6, "learning_rate": 1e-3, "expected_batch_size": 64},
+        "train": {"epochs": 3, "learning_rate": 2e-3, "expected_batch_size": 64},
     }
     private = {
         **base,
         "run": {**base["run"], "name": "private"},
-        "train": {"epochs": 8, "learning_rate": 2e-3, "expected_batch_size": 512},
+        "train": {"epochs": 6, "learning_rate": 2e-3, "expected_batch_size": 256},
         "privacy": {"target_epsilon": 8.0, "target_delta": 1e-5, "clipping_norm": 0.1},
     }
     federated = {
@@ -49,8 +49,8 @@ def configurations(out: Path, rows: int = DEMO_ROWS) -> tuple[RunConfig, RunConf
             "selection": {"by": "activity"},
             "rounds": 20,
             "cohort_size": 20,
-            "local": {"epochs": 1, "batch_size": 8, "learning_rate": 0.3},
-            "evaluate_every": 5,
+            "local": {"epochs": 1, "batch_size": 16, "optimizer": "adamw", "learning_rate": 2e-3},
+            "evaluate_every": 10,
         },
     }
     return parse(plain), parse(private), parse(federated)
