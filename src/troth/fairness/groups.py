@@ -79,8 +79,8 @@ def accuracy_by_group(
     is better. Its interval is simultaneous over all pairs of groups: rows are resampled within groups (2,000
     replicates), c is the `confidence` quantile of the largest studentised deviation of a pairwise difference
     (max-t), and the interval runs from max(0, max abs(d) - c se) to max(abs(d) + c se) over pairs. Each group is
-    resampled     with one right and one wrong row added, so that a group without an error keeps an interval. A group's own interval
-    is Clopper-Pearson, or from the same replicates where `correct` holds fractions (tagging).
+    resampled with one right and one wrong row added, so that a group without an error keeps an interval. A group's own
+    interval is Clopper-Pearson, or from the same replicates where `correct` holds fractions (tagging).
 
     The p value is the chance of a gap at least this large were group labels exchangeable: 2,000 permutations of the
     labels, (b + 1) / (2,000 + 1); its interval is the Monte Carlo error.
