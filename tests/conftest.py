@@ -17,6 +17,8 @@ def real_data() -> Path:
     """The folder of real data sets, or a skip with its reason."""
     folder = Path(os.environ.get("TROTH_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
+        if os.environ.get("TROTH_REQUIRE_REAL_DATA"):
+            pytest.fail(f"no real data at {folder}, and TROTH_REQUIRE_REAL_DATA is set")
         pytest.skip(f"no real data at {folder}: set TROTH_DATA")
     return folder
 
