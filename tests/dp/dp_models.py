@@ -70,6 +70,27 @@ def mlp() -> Case:
     return Case(enlarge(model), {"x": x, "y": y}, lambda m, b: F.cross_entropy(m(b["x"]), b["y"], reduction="none"))
 
 
+class Bag(nn.Module):
+    """One table looked up twice, with padding ids in the middle: only the table itself takes their gradient away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCABULARY, 5, padding_idx=0)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = torch.tanh(self.table(ids)) + self.table(ids.flip(1))
+        return self.head(x).square().sum((1, 2))
+
+
+def bag(tokens: int = TOKENS) -> Case:
+    generator = _generator()
+    model = Bag()
+    ids = torch.randint(VOCABULARY // 4, (ROWS, tokens), generator=generator)
+    ids[:, 2] = 0
+    return Case(model, {"ids": ids}, lambda m, b: m(b["ids"]))
+
+
 class PreNorm(nn.Module):
     """A pre-LayerNorm transformer of our own; its two layers may share their weights."""
 
@@ -128,7 +149,7 @@ def repeated_layers() -> Case:
     return _pre_norm(True)
 
 
-SMALL = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 
 
 def bert() -> Case:
@@ -266,6 +287,7 @@ CASES: dict[str, Callable[[], Case]] = {
     f.__name__: f
     for f in (
         mlp,
+        bag,
         pre_norm,
         repeated_layers,
         bert,

@@ -148,9 +148,7 @@ def distance(left: Tensor, right: Tensor) -> float:
     return gap / scale if scale > 0 else gap
 
 
-def largest_gap(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], floor: float = 1e-4
-) -> tuple[float, str]:
+def largest_gap(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], floor: float = 1e-4) -> tuple[float, str]:
     """Return the largest relative gap over parameters, and whose it is.
 
     A parameter's gap is relative to its own norm, or to `floor` times the whole norm where its own is smaller: the key
@@ -164,3 +162,31 @@ def largest_gap(
     }
     worst = max(gaps, key=lambda name: gaps[name])
     return gaps[worst], worst
+
+
+SHARE = {torch.float32: 1.0, torch.float64: 1e-2}
+"""Errors are relative to a block's own squared norm plus this share of the whole: rounding is that of the whole."""
+
+
+def _block_truth(block: str, gradients: list[dict[str, Tensor]]) -> Tensor:
+    return torch.stack([sum(g[name].double().square().sum() for name in block.split("+")) for g in gradients])
+
+
+def check(case: Case, *, tolerance: float, optimizer: str = "sgd", physical: int | None = None) -> None:
+    """Norms block by block, the clipped sum, and the weights after the update."""
+    gradients, total, looped = looped_step(case, optimizer=optimizer)
+    private = private_step(case, optimizer=optimizer, physical=physical)
+    whole = sum(_block_truth(block, gradients) for block in private.norms)
+    share = SHARE[next(case.model.parameters()).dtype]
+    named = {name for block in private.norms for name in block.split("+")}
+    assert named == set(gradients[0]), "every trainable parameter stands in one block"
+    for block, squared in private.norms.items():
+        truth = _block_truth(block, gradients)
+        # Some blocks have gradient 0 but for rounding (softmax ignores keys' biases): hence a share of the whole.
+        assert bool(((squared - truth).abs() <= tolerance * (truth + share * whole)).all()), block
+    scale = torch.sqrt(sum(t.double().square().sum() for t in total.values()))
+    for name, truth in total.items():
+        gap = (private.gradient[name].double() - truth.double()).norm()
+        assert gap <= tolerance * max(truth.double().norm(), share**0.5 * scale), name
+    for (name, left), right in zip(private.model.named_parameters(), looped.parameters(), strict=True):
+        assert distance(left.detach(), right.detach()) <= tolerance, name

@@ -108,7 +108,15 @@ def probe_independence(tape: Tape, losses: Tensor, parameters: Sequence[nn.Param
         return False
     index = int(losses.detach().nan_to_num(nan=-torch.inf, posinf=-torch.inf).argmax())
     with tape.running(len(losses)) as uses:
-        torch.autograd.grad(losses[index], list(parameters), retain_graph=True, allow_unused=True)
+        try:
+            torch.autograd.grad(losses[index], list(parameters), retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise UnsupportedModuleError(
+                "gradient checkpointing with use_reentrant=True cannot be checked for independence of examples: enable "
+                "it with gradient_checkpointing_kwargs={'use_reentrant': False}"
+            ) from None
         found = list(uses)
     others = torch.arange(len(losses), device=losses.device) != index
     for use in found:

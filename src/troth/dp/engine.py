@@ -73,8 +73,8 @@ class PrivateEngine:
     sample and the noise of a step and is ratcheted after it.
 
     Guarantees:
-    - the update uses (Σ_i g_i min(1, C / (norm(g_i) + 1e-6)) + N(0, (σC)²)) / E, with g_i the exact gradient of example i
-      over all trainable parameters and E the *expected* batch size, however the batch is cut into physical batches;
+    - the update uses (Σ_i g_i min(1, C / (norm(g_i) + 1e-6)) + N(0, (σC)²)) / E, with g_i the exact gradient of example
+      i over all trainable parameters and E the *expected* batch size, however the batch is cut into physical batches;
     - an example whose gradient norm is not finite adds exactly 0; an empty batch makes a step of noise alone;
     - the noise is drawn once per step, before anything is added to it;
     - `before_step` has returned before the update becomes visible;

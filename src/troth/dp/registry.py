@@ -186,9 +186,7 @@ def coupling_modules(model: nn.Module) -> list[tuple[str, str]]:
         kind = type(module).__name__
         where = name or "the model"
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            found.append(
-                (where, f"{kind} mixes the examples of a batch: use LayerNorm or GroupNorm without parameters")
-            )
+            found.append((where, f"{kind} mixes the examples of a batch: use LayerNorm"))
         elif isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
             found.append((where, f"{kind} keeps statistics of private data: make it with track_running_stats=False"))
         elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -173,5 +173,7 @@ class Tape:
                 f"first dimension is not the batch of {self._batch} examples, so that rows cannot be told apart: "
                 "keep the batch first, or freeze the module"
             )
+        if trailing == 1 and tensor.dim() == 3:
+            return tensor
         middle = tensor.shape[1 : tensor.dim() - trailing]
         return tensor.reshape(self._batch, math.prod(middle), math.prod(tensor.shape[tensor.dim() - trailing :]))

@@ -32,16 +32,10 @@ class Workspace:
         """Return the tensor in the working type; itself where it has it."""
         return tensor.to(self.dtype)
 
-    @staticmethod
-    def dot(left: Tensor, right: Tensor) -> Tensor:
-        """Return Σ_k left_{bk} right_{bk} [batch]."""
-        out: Tensor = torch.linalg.vecdot(left, right)
-        return out
-
     def squares(self, tensor: Tensor) -> Tensor:
         """Return the sum of squares of each example's numbers [batch]."""
-        flat = self.cast(tensor).flatten(1)
-        return self.dot(flat, flat)
+        norms: Tensor = torch.linalg.vector_norm(self.cast(tensor).flatten(1), dim=1)
+        return norms.square()
 
     def product(self, tensor: Tensor) -> Tensor:
         """Return XXᵀ of each example: [batch, time, time] from [batch, time, width]."""
@@ -59,7 +53,8 @@ class Workspace:
     @staticmethod
     def frobenius(left: Tensor, right: Tensor) -> Tensor:
         """Return Σ_{s,t} left_{st} right_{st} of each example [batch]."""
-        return Workspace.dot(left.flatten(1), right.flatten(1))
+        out: Tensor = torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+        return out
 
     @property
     def factors(self) -> Tensor:
