@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -131,8 +132,8 @@ def measure(batch_size: int, clients: int, repeats: int) -> dict[str, float | in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--clients", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = [measure(size, arguments.clients, arguments.repeats) for size in (1, 4, 8, 32)]
@@ -143,7 +144,7 @@ def main() -> None:
             f" {r['ratio']:.3f} [{r['ratio_low']:.3f}, {r['ratio_high']:.3f}]"
         )
     made = {"made": datetime.now(UTC).isoformat(timespec="seconds"), "torch": version("torch"), "goal": GOAL}
-    machine = {"machine": platform.machine(), "python": platform.python_version()}
+    machine = {"machine": platform.machine(), "python": platform.python_version(), "load_average": os.getloadavg()[1]}
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({**made, **machine, "cases": rows}, indent=1)
     (RESULTS / "federated_round.json").write_text(text + "\n", encoding="utf-8")

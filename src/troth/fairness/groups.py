@@ -9,7 +9,7 @@ expected from equal groups stands in the protocol, and a permutation p value is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -58,6 +58,11 @@ class _Grouped:
         return np.asarray(self.counts @ self.values / self.sizes)
 
     @property
+    def gap(self) -> float:
+        """Largest minus smallest accuracy."""
+        return float(np.ptp(self.means))
+
+    @property
     def binary(self) -> bool:
         """Whether each row is right or wrong, nothing between."""
         return len(self.values) == 2
@@ -76,14 +81,9 @@ def accuracy_by_group(
     """Return ``<prefix>.accuracy_gap`` with its `groups`, and ``<prefix>.accuracy_gap.p_value``.
 
     The gap is the largest minus the smallest accuracy over groups, in [0, 1]; 0 means that all are served alike, lower
-    is better. Its interval is simultaneous over all pairs of groups: rows are resampled within groups (2,000
-    replicates), c is the `confidence` quantile of the largest studentised deviation of a pairwise difference
-    (max-t), and the interval runs from max(0, max abs(d) - c se) to max(abs(d) + c se) over pairs. Each group is
-    resampled with one right and one wrong row added, so that a group without an error keeps an interval. A group's own
-    interval is Clopper-Pearson, or from the same replicates where `correct` holds fractions (tagging).
-
-    The p value is the chance of a gap at least this large were group labels exchangeable: 2,000 permutations of the
-    labels, (b + 1) / (2,000 + 1); its interval is the Monte Carlo error.
+    is better. Its interval is the simultaneous one of `_gap_interval`; a group's own is Clopper-Pearson, or from the
+    same replicates where `correct` holds fractions (tagging). The p value is the chance of a gap at least this large
+    were group labels exchangeable: 2,000 permutations, (b + 1) / (2,000 + 1); its interval is the Monte Carlo error.
 
     A gap is set by its extreme groups, and small groups are extreme by chance. Small groups are kept and listed, never
     dropped: while any group has fewer than `minimum_group_size` rows, `supported` is False for both measurements, and
@@ -106,56 +106,62 @@ def accuracy_by_group(
         DataError: lengths differ, a value outside of [0, 1], no rows, or fewer than two groups.
     """
     grouped = _grouped(correct, groups)
-    gap = float(np.ptp(grouped.means))
-    replicates = _replicates(grouped, seeds.generator("fairness", "accuracy by group", "replicates"))
     chance = _chance_gaps(grouped, seeds.generator("fairness", "accuracy by group", "permutations"))
-    interval = _gap_interval(grouped.means, replicates, confidence)
-    protocol = _protocol(grouped, minimum_group_size)
+    replicates = _replicates(grouped, seeds.generator("fairness", "accuracy by group", "replicates"))
+    found = _gap(grouped, replicates, chance, confidence), _p_value(grouped, chance, confidence)
+    shared = _protocol(grouped, minimum_group_size)
     supported = bool((grouped.sizes >= minimum_group_size).all())
-    rows = int(grouped.sizes.sum())
-    measured = Measurement(
-        f"{prefix}.accuracy_gap",
-        gap,
+    return tuple(
+        replace(
+            m,
+            name=f"{prefix}.{m.name}",
+            supported=supported,
+            outside_guarantee=outside_guarantee,
+            protocol={**shared, **m.protocol},
+        )
+        for m in found
+    )
+
+
+def _gap(grouped: _Grouped, replicates: _Replicates, chance: Floats, confidence: float) -> Measurement:
+    """Return the gap with its interval and its groups."""
+    interval = _gap_interval(grouped.means, replicates, confidence)
+    return Measurement(
+        "accuracy_gap",
+        grouped.gap,
         interval.low,
         interval.high,
         confidence,
         interval.method,
-        rows,
+        int(grouped.sizes.sum()),
         "fraction",
         direction="lower",
         neutral=0.0,
         groups=_group_intervals(grouped, replicates.deviations, confidence),
-        supported=supported,
-        outside_guarantee=outside_guarantee,
         protocol={
-            **protocol,
             "resampled": "rows within groups",
             "replicates": _REPLICATES,
             "gap_expected_from_equal_groups": float(chance.mean()),
             "group_interval_method": "clopper-pearson" if grouped.binary else "bootstrap-percentile",
         },
     )
-    extreme = int((chance >= gap - _TIE).sum())
+
+
+def _p_value(grouped: _Grouped, chance: Floats, confidence: float) -> Measurement:
+    """Return the chance of a gap at least this large under shuffled labels, with its Monte Carlo error."""
+    extreme = int((chance >= grouped.gap - _TIE).sum())
     error = clopper_pearson(extreme, _REPLICATES, confidence)
-    p_value = Measurement(
-        f"{prefix}.accuracy_gap.p_value",
+    return Measurement(
+        "accuracy_gap.p_value",
         (extreme + 1) / (_REPLICATES + 1),
         error.low,
         error.high,
         confidence,
         error.method,
-        rows,
+        int(grouped.sizes.sum()),
         "probability",
-        supported=supported,
-        outside_guarantee=outside_guarantee,
-        protocol={
-            **protocol,
-            "resampled": "group labels",
-            "permutations": _REPLICATES,
-            "interval": "Monte Carlo error",
-        },
+        protocol={"resampled": "group labels", "permutations": _REPLICATES, "interval": "Monte Carlo error"},
     )
-    return measured, p_value
 
 
 def _grouped(
@@ -230,7 +236,13 @@ def _replicates(grouped: _Grouped, rng: np.random.Generator) -> _Replicates:
 
 
 def _gap_interval(means: Floats, replicates: _Replicates, confidence: float) -> Interval:
-    """Return the simultaneous max-t interval of the largest difference of two groups."""
+    """Return the simultaneous interval of the largest difference of two groups, which also holds at a gap of zero.
+
+    With probability `confidence` all pairwise differences d lie within c standard errors at once, where c is the
+    quantile of their largest studentised deviation in the replicates (max-t); then the largest of them lies between
+    max(0, max |d| - c se) and max(|d| + c se). Standard errors are taken with one right and one wrong row added, so
+    that a group without an error keeps an interval.
+    """
     first, second = np.triu_indices(len(means), k=1)
     largest = np.zeros(_REPLICATES)
     for i, j in zip(first, second, strict=True):
