@@ -205,10 +205,10 @@ def markdown(result: dict[str, Any], machine: dict[str, Any]) -> str:
         f"| `fit`: its loop with {result['epochs']} checkpoints, series and progress | {middle['fit']:.2f} | "
         f"{shown(result['ratio'])} | {middle['fit processor']:.2f} | {shown(result['ratio_processor'])} |",
         "",
-        f"Goal: at most {GOAL:.2f} of wall-clock time: {met}. Ratios are medians over runs, quartiles in brackets. Set-up "
-        f"of `fit` before its first step (first checkpoint, digests, physical batch): {middle['set-up']:.2f} s. The "
-        f"machine was shared: load average {result['load_average']:.1f} on {os.cpu_count()} cores, reference product "
-        f"{first:.1f} ms before and {last:.1f} ms after.",
+        f"Goal: at most {GOAL:.2f} of wall-clock time: {met}. Ratios are medians over runs, quartiles in brackets. "
+        f"Set-up of `fit` before its first step (first checkpoint, digests, physical batch): {middle['set-up']:.2f} s. "
+        f"The machine was shared: load average {result['load_average']:.1f} on {os.cpu_count()} cores, "
+        f"reference product {first:.1f} ms before and {last:.1f} ms after.",
     ]
     return "\n".join(lines) + "\n"
 
