@@ -44,7 +44,7 @@ class Classifies(TaskContract):
     def test_an_unseen_label_has_loss_zero_with_a_graph(self, case: Case, encoded: Encoded) -> None:
         batch = case.task.collate(encoded, np.arange(4))
         batch["labels"][1] = -1
-        zero_loss_with_graph(self.losses(case, batch), 1)
+        assert_zero_loss_with_graph(self.losses(case, batch), 1)
 
 
 class Tags(TaskContract):
@@ -53,7 +53,7 @@ class Tags(TaskContract):
     def test_a_row_without_tags_has_loss_zero_with_a_graph(self, case: Case, encoded: Encoded) -> None:
         batch = case.task.collate(encoded, np.arange(4))
         batch["labels"][1] = -100
-        zero_loss_with_graph(self.losses(case, batch), 1)
+        assert_zero_loss_with_graph(self.losses(case, batch), 1)
 
 
 class Models(TaskContract):
@@ -62,10 +62,10 @@ class Models(TaskContract):
     def test_a_row_without_targets_has_loss_zero_with_a_graph(self, case: Case, encoded: Encoded) -> None:
         batch = case.task.collate(encoded, np.arange(4))
         batch["labels"][1] = -100
-        zero_loss_with_graph(self.losses(case, batch), 1)
+        assert_zero_loss_with_graph(self.losses(case, batch), 1)
 
 
-def zero_loss_with_graph(losses: torch.Tensor, row: int) -> None:
+def assert_zero_loss_with_graph(losses: torch.Tensor, row: int) -> None:
     assert losses[row] == 0
     assert losses[row].requires_grad
     losses[row].backward()
