@@ -148,22 +148,6 @@ def distance(left: Tensor, right: Tensor) -> float:
     return gap / scale if scale > 0 else gap
 
 
-def largest_gap(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], floor: float = 1e-4) -> tuple[float, str]:
-    """Return the largest relative gap over parameters, and whose it is.
-
-    A parameter's gap is relative to its own norm, or to `floor` times the whole norm where its own is smaller: the key
-    bias of an attention has gradient 0 but for rounding.
-    """
-    wide = {name: e.detach().double() for name, e in expected.items()}
-    whole = float(torch.cat([e.flatten() for e in wide.values()]).norm())
-    gaps = {
-        name: float((found[name].detach().double() - e).norm()) / max(float(e.norm()), floor * whole)
-        for name, e in wide.items()
-    }
-    worst = max(gaps, key=lambda name: gaps[name])
-    return gaps[worst], worst
-
-
 SHARE = {torch.float32: 1.0, torch.float64: 1e-2}
 """Errors are relative to a block's own squared norm plus this share of the whole: rounding is that of the whole."""
 
@@ -172,7 +156,7 @@ def _block_truth(block: str, gradients: list[dict[str, Tensor]]) -> Tensor:
     return torch.stack([sum(g[name].double().square().sum() for name in block.split("+")) for g in gradients])
 
 
-def check(case: Case, *, tolerance: float, optimizer: str = "sgd", physical: int | None = None) -> None:
+def assert_exact(case: Case, *, tolerance: float, optimizer: str = "sgd", physical: int | None = None) -> None:
     """Norms block by block, the clipped sum, and the weights after the update."""
     gradients, total, looped = looped_step(case, optimizer=optimizer)
     private = private_step(case, optimizer=optimizer, physical=physical)

@@ -7,7 +7,7 @@ import copy
 import dp_models
 import pytest
 import torch
-from dp_oracle import Case, check, clipped_sum, distance, looped_step, plan_for, private_step
+from dp_oracle import Case, assert_exact, clipped_sum, distance, looped_step, plan_for, private_step
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -30,12 +30,12 @@ def _case(name: str, dtype: torch.dtype) -> Case:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_private_step_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     case = _case(name, dtype)
-    check(case, tolerance=TOLERANCE[dtype])
+    assert_exact(case, tolerance=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", ["mlp", "llama", "t5"])  # without key biases, whose rounding Adam would blow up
 def test_the_adamw_update_equals_the_loop(name: str) -> None:
-    check(_case(name, torch.float64), tolerance=1e-12, optimizer="adamw")
+    assert_exact(_case(name, torch.float64), tolerance=1e-12, optimizer="adamw")
 
 
 @pytest.mark.parametrize("written_out", [True, False], ids=["written-out", "ghost"])
@@ -43,13 +43,13 @@ def test_the_adamw_update_equals_the_loop(name: str) -> None:
 def test_both_ways_to_a_norm_are_exact(name: str, written_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(troth.dp.linear, "instantiates", lambda *widths: written_out)
     monkeypatch.setattr(troth.dp.embedding, "_GRAM_TOKENS", 1 if written_out else 1000)
-    check(_case(name, torch.float64), tolerance=1e-12)
+    assert_exact(_case(name, torch.float64), tolerance=1e-12)
 
 
 @pytest.mark.parametrize("physical", [1, 2, 4])
 @pytest.mark.parametrize("name", ["mlp", "bert", "gpt2", "t5"])
 def test_the_physical_batch_size_changes_nothing(name: str, physical: int) -> None:
-    check(_case(name, torch.float64), tolerance=1e-12, physical=physical)
+    assert_exact(_case(name, torch.float64), tolerance=1e-12, physical=physical)
 
 
 def test_the_encoder_holds_a_visible_share_of_the_norm() -> None:
@@ -85,7 +85,7 @@ def test_gradients_of_shared_positions_are_told_apart() -> None:
     for name in ("bert", "distilbert"):
         case = _case(name, torch.float64)
         block = next(n for n in private_step(case).norms if "position" in n)
-        check(case, tolerance=1e-12)
+        assert_exact(case, tolerance=1e-12)
         assert float(private_step(case).norms[block].min()) > 0
 
 
@@ -93,7 +93,7 @@ def test_explicit_position_ids_count_per_example() -> None:
     case = _case("bert", torch.float64)
     generator = torch.Generator().manual_seed(3)
     case.batch["position_ids"] = torch.randint(dp_models.TOKENS, case.batch["input_ids"].shape, generator=generator)
-    check(case, tolerance=1e-12)
+    assert_exact(case, tolerance=1e-12)
 
 
 def test_one_weight_with_separate_biases() -> None:
@@ -109,26 +109,26 @@ def test_one_weight_with_separate_biases() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.second(torch.tanh(self.first(x))).square().sum((1, 2))
 
-    check(Case(Two().double(), {"x": torch.randn(5, 3, 4).double()}, lambda m, b: m(b["x"])), tolerance=1e-12)
+    assert_exact(Case(Two().double(), {"x": torch.randn(5, 3, 4).double()}, lambda m, b: m(b["x"])), tolerance=1e-12)
 
 
 def test_bias_alone_is_trained() -> None:
     case = _case("mlp", torch.float64)
     for name, parameter in case.model.named_parameters():
         parameter.requires_grad = name.endswith("bias")
-    check(case, tolerance=1e-12)
+    assert_exact(case, tolerance=1e-12)
 
 
 def test_long_inputs_of_a_table_are_exact() -> None:
     """More tokens than the Gram matrix is used for, with repeats, padding and a table looked up twice."""
-    check(dp_models.bag(troth.dp.embedding._GRAM_TOKENS + 20).double(), tolerance=1e-12)
+    assert_exact(dp_models.bag(troth.dp.embedding._GRAM_TOKENS + 20).double(), tolerance=1e-12)
 
 
 def test_four_dimensional_inputs_are_exact() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm([2, 3]), nn.RMSNorm(3, eps=1e-6), nn.Linear(3, 1)).double()
     case = Case(model, {"x": torch.randn(5, 3, 2, 4).double()}, lambda m, b: m(b["x"]).square().sum((1, 2, 3)))
-    check(case, tolerance=1e-12)
+    assert_exact(case, tolerance=1e-12)
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, vmap
 CASES = {"mlp": dp_models.mlp, "roberta": dp_models.roberta}
 
 
-def _agree(case: Case, gradients: list[dict[str, Tensor]], tolerance: float) -> None:
+def _assert_agree(case: Case, gradients: list[dict[str, Tensor]], tolerance: float) -> None:
     private = private_step(case)
     total = clipped_sum(gradients, 1.0)
     whole = torch.sqrt(sum(t.square().sum() for t in total.values()))
@@ -46,7 +46,7 @@ def test_agrees_with_vmapped_gradients(name: str) -> None:
 
     stacked = vmap(grad(loss), in_dims=(None, 0))(parameters, case.batch)
     gradients = [{n: g[i].detach() for n, g in stacked.items()} for i in range(case.rows)]
-    _agree(case, gradients, 1e-12)
+    _assert_agree(case, gradients, 1e-12)
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -70,4 +70,4 @@ def test_agrees_with_opacus_hooks(name: str) -> None:
         case.losses(wrapped, case.batch).sum().backward()
     samples = {n.removeprefix("_module."): p.grad_sample for n, p in wrapped.named_parameters()}
     gradients = [{n: s[i].detach() for n, s in samples.items()} for i in range(case.rows)]
-    _agree(case, gradients, 1e-12)
+    _assert_agree(case, gradients, 1e-12)

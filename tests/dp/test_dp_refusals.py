@@ -24,7 +24,7 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, row
     return PrivateEngine(model, optimizer, plan_for(rows, noise_multiplier=1.0), PrivateRandomness())
 
 
-def refused(kind: type[TrothError], action: Callable[[], object]) -> str:
+def assert_refused(kind: type[TrothError], action: Callable[[], object]) -> str:
     with pytest.raises(kind) as caught:
         action()
     text = str(caught.value)
@@ -83,7 +83,7 @@ class Bare(nn.Module):
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_modules_without_a_rule_are_refused_by_name(model: nn.Module, named: str, reason: str) -> None:
-    text = refused(UnsupportedModuleError, lambda: attach(model))
+    text = assert_refused(UnsupportedModuleError, lambda: attach(model))
     assert named in text
     assert reason in text
 
@@ -93,12 +93,14 @@ def test_a_subclass_with_its_own_forward_is_another_module() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
-    assert "weight of the model itself (Doubled)" in refused(UnsupportedModuleError, lambda: attach(Doubled(3, 2)))
+    assert "weight of the model itself (Doubled)" in assert_refused(
+        UnsupportedModuleError, lambda: attach(Doubled(3, 2))
+    )
 
 
 def test_a_refused_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3))
-    refused(UnsupportedModuleError, lambda: attach(model))
+    assert_refused(UnsupportedModuleError, lambda: attach(model))
     assert "forward" not in vars(model[0])
     assert not model[0].weight._backward_hooks
     assert model[0].weight.grad is None
@@ -110,48 +112,49 @@ def test_a_frozen_unsupported_module_is_fine() -> None:
     engine.sample()
     engine.backward(per_example(model))
     engine.step()
+    assert engine.step_index == 1
 
 
 def test_shared_parameters_of_unlike_rules_are_refused() -> None:
     model = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.LayerNorm(3)})
     model["b"].bias = model["a"].bias
-    assert "shared by a.bias and b.bias" in refused(UnsupportedModuleError, lambda: attach(model))
+    assert "shared by a.bias and b.bias" in assert_refused(UnsupportedModuleError, lambda: attach(model))
 
 
 def test_low_precision_parameters_are_refused() -> None:
-    assert "torch.bfloat16: keep" in refused(UnsupportedModuleError, lambda: attach(linear().bfloat16()))
+    assert "torch.bfloat16: keep" in assert_refused(UnsupportedModuleError, lambda: attach(linear().bfloat16()))
 
 
 def test_mixed_types_are_refused() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3).double())
-    assert "1.weight is torch.float64" in refused(UnsupportedModuleError, lambda: attach(model))
+    assert "1.weight is torch.float64" in assert_refused(UnsupportedModuleError, lambda: attach(model))
 
 
 def test_a_second_engine_is_refused() -> None:
     model = linear()
     attach(model)
-    assert "already has a forward of its own" in refused(UnsupportedModuleError, lambda: attach(model))
+    assert "already has a forward of its own" in assert_refused(UnsupportedModuleError, lambda: attach(model))
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
     model = linear().requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert "no trainable parameter" in refused(PrivacyError, lambda: attach(model, optimizer))
+    assert "no trainable parameter" in assert_refused(PrivacyError, lambda: attach(model, optimizer))
 
 
 def test_an_optimizer_without_a_trainable_parameter_is_refused() -> None:
     model = linear()
     optimizer = torch.optim.SGD([model[0].weight], lr=0.1)
-    assert "parameter 0.bias is trainable but not in" in refused(PrivacyError, lambda: attach(model, optimizer))
+    assert "parameter 0.bias is trainable but not in" in assert_refused(PrivacyError, lambda: attach(model, optimizer))
 
 
 def test_an_optimizer_with_foreign_or_frozen_parameters_is_refused() -> None:
     model = linear()
     foreign = torch.optim.SGD([*model.parameters(), nn.Parameter(torch.ones(2))], lr=0.1)
-    assert "holds 1 parameters that are not" in refused(PrivacyError, lambda: attach(model, foreign))
+    assert "holds 1 parameters that are not" in assert_refused(PrivacyError, lambda: attach(model, foreign))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model[0].bias.requires_grad = False
-    assert "p.requires_grad" in refused(PrivacyError, lambda: attach(model, optimizer))
+    assert "p.requires_grad" in assert_refused(PrivacyError, lambda: attach(model, optimizer))
 
 
 # Losses
@@ -162,7 +165,7 @@ def test_losses_that_are_not_one_per_example_are_refused(reduce: Callable[[Tenso
     model = linear()
     engine = attach(model)
     engine.sample()
-    text = refused(EngineStateError, lambda: engine.backward(reduce(per_example(model))))
+    text = assert_refused(EngineStateError, lambda: engine.backward(reduce(per_example(model))))
     assert "[batch]" in text or "gradients enabled" in text
 
 
@@ -172,7 +175,7 @@ def test_token_losses_are_refused() -> None:
     engine.sample()
     logits = case.model(case.batch["input_ids"]).logits
     losses = F.cross_entropy(logits.flatten(0, 1), case.batch["labels"].flatten(), reduction="none")
-    assert "engine.sample() drew 5" in refused(EngineStateError, lambda: engine.backward(losses))
+    assert "engine.sample() drew 5" in assert_refused(EngineStateError, lambda: engine.backward(losses))
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_losses_that_couple_examples_are_refused(couple: Callable[[Tensor], Tens
     engine = attach(model)
     engine.sample()
     before = copy.deepcopy(model.state_dict())
-    text = refused(UnsupportedModuleError, lambda: engine.backward(couple(model(x())).square().sum(1)))
+    text = assert_refused(UnsupportedModuleError, lambda: engine.backward(couple(model(x())).square().sum(1)))
     assert text.startswith("0: the loss of one example has a gradient in the rows of others")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -203,6 +206,7 @@ def test_a_bad_example_does_not_pass_for_coupling() -> None:
     values[2] = torch.nan
     engine.backward(model(values).square().sum(1))
     engine.step()
+    assert engine.counters.silenced == 1
 
 
 # Rows that cannot be told apart by example
@@ -223,7 +227,7 @@ def test_ids_without_a_batch_dimension_are_refused() -> None:
     model = Positions()
     engine = attach(model)
     engine.sample()
-    text = refused(UnsupportedModuleError, lambda: engine.backward(model(torch.randn(ROWS, ROWS + 1))))
+    text = assert_refused(UnsupportedModuleError, lambda: engine.backward(model(torch.randn(ROWS, ROWS + 1))))
     assert text.startswith("table (Embedding) works on a tensor of shape [5, 2]")
 
 
@@ -232,7 +236,7 @@ def test_ids_that_only_look_like_a_batch_are_refused() -> None:
     model = Positions()
     engine = attach(model)
     engine.sample()
-    text = refused(UnsupportedModuleError, lambda: engine.backward(model(torch.randn(ROWS, ROWS))))
+    text = assert_refused(UnsupportedModuleError, lambda: engine.backward(model(torch.randn(ROWS, ROWS))))
     assert text.startswith("table: the loss of one example has a gradient in the rows of others")
 
 
@@ -240,7 +244,9 @@ def test_time_first_inputs_are_refused() -> None:
     model = linear()
     engine = attach(model)
     engine.sample()
-    text = refused(UnsupportedModuleError, lambda: engine.backward(model(torch.randn(5, ROWS, WIDTH)).sum((0, 2))))
+    text = assert_refused(
+        UnsupportedModuleError, lambda: engine.backward(model(torch.randn(5, ROWS, WIDTH)).sum((0, 2)))
+    )
     assert "first dimension is not the batch of 4 examples" in text
 
 
@@ -249,7 +255,7 @@ def test_shared_position_ids_need_the_batch_size() -> None:
     case = dp_models.distilbert()
     engine = attach(case.model, rows=case.rows)
     engine.sample()
-    text = refused(UnsupportedModuleError, lambda: case.model.distilbert(case.batch["input_ids"]))
+    text = assert_refused(UnsupportedModuleError, lambda: case.model.distilbert(case.batch["input_ids"]))
     assert "call the model itself" in text
 
 
@@ -258,7 +264,7 @@ def test_a_shared_look_up_for_another_batch_is_refused() -> None:
     engine = attach(case.model, rows=case.rows)
     engine.sample()
     losses = case.losses(case.model, case.batch)
-    text = refused(UnsupportedModuleError, lambda: engine.backward(losses[:3]))
+    text = assert_refused(UnsupportedModuleError, lambda: engine.backward(losses[:3]))
     assert "not the batch of 3 examples" in text
 
 
@@ -283,9 +289,9 @@ def test_a_weight_used_outside_of_its_module_is_refused(also: bool) -> None:
     model = Bypass(also=also)
     engine = attach(model)
     engine.sample()
-    text = refused(UnsupportedModuleError, lambda: engine.backward(per_example(model)))
+    text = assert_refused(UnsupportedModuleError, lambda: engine.backward(per_example(model)))
     assert text.startswith("parameter head.weight got a gradient outside of its module")
-    assert refused(EngineStateError, engine.step).startswith("engine.step() after 0 examples")
+    assert assert_refused(EngineStateError, engine.step).startswith("engine.step() after 0 examples")
 
 
 def test_a_parameter_that_no_loss_uses_is_refused_before_the_first_update() -> None:
@@ -294,7 +300,7 @@ def test_a_parameter_that_no_loss_uses_is_refused_before_the_first_update() -> N
     engine.sample()
     before = model["used"].weight.detach().clone()
     engine.backward(per_example(model["used"]))
-    text = refused(UnsupportedModuleError, engine.step)
+    text = assert_refused(UnsupportedModuleError, engine.step)
     assert text.startswith("parameter unused.weight got no gradient through its module in the first step (2 such)")
     assert torch.equal(before, model["used"].weight)
 
@@ -314,7 +320,7 @@ def test_a_detached_branch_is_refused_before_the_first_update() -> None:
     engine = attach(model)
     engine.sample()
     engine.backward(per_example(model))
-    assert "first.weight" in refused(UnsupportedModuleError, engine.step)
+    assert "first.weight" in assert_refused(UnsupportedModuleError, engine.step)
 
 
 # Order of calls
@@ -325,10 +331,10 @@ def test_a_stray_optimizer_step_is_refused() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     engine = attach(model, optimizer)
     before = model[0].weight.detach().clone()
-    assert "call engine.step()" in refused(EngineStateError, optimizer.step)
+    assert "call engine.step()" in assert_refused(EngineStateError, optimizer.step)
     engine.sample()
     engine.backward(per_example(model))
-    refused(EngineStateError, optimizer.step)
+    assert_refused(EngineStateError, optimizer.step)
     assert torch.equal(before, model[0].weight)
 
 
@@ -339,25 +345,25 @@ def test_a_gradient_scaler_is_refused() -> None:
     engine.sample()
     scaler = torch.amp.GradScaler("cpu")
     engine.backward(scaler.scale(per_example(model)))
-    refused(EngineStateError, lambda: scaler.step(optimizer))
+    assert_refused(EngineStateError, lambda: scaler.step(optimizer))
 
 
 def test_a_plain_backward_is_refused() -> None:
     model = linear()
     attach(model)
-    text = refused(EngineStateError, lambda: per_example(model).sum().backward())
+    text = assert_refused(EngineStateError, lambda: per_example(model).sum().backward())
     assert "engine.backward(losses) instead of loss.backward()" in text
 
 
 def test_backward_without_a_sample_is_refused() -> None:
     model = linear()
     engine = attach(model)
-    assert "engine.sample() drew 0" in refused(EngineStateError, lambda: engine.backward(per_example(model)))
+    assert "engine.sample() drew 0" in assert_refused(EngineStateError, lambda: engine.backward(per_example(model)))
 
 
 def test_step_without_a_sample_is_refused() -> None:
     engine = attach(linear())
-    assert "drew none yet" in refused(EngineStateError, engine.step)
+    assert "drew none yet" in assert_refused(EngineStateError, engine.step)
 
 
 def test_more_rows_than_sampled_are_refused() -> None:
@@ -366,7 +372,7 @@ def test_more_rows_than_sampled_are_refused() -> None:
     engine = attach(model)
     engine.sample()
     engine.backward(per_example(model))
-    assert "8 examples in a batch" in refused(EngineStateError, lambda: engine.backward(per_example(model)))
+    assert "8 examples in a batch" in assert_refused(EngineStateError, lambda: engine.backward(per_example(model)))
 
 
 def test_a_dropped_physical_batch_is_refused() -> None:
@@ -374,7 +380,7 @@ def test_a_dropped_physical_batch_is_refused() -> None:
     engine = attach(model)
     engine.sample()
     engine.backward(model(x()[:3]).square().sum(1))
-    assert "after 3 examples where engine.sample() drew 4" in refused(EngineStateError, engine.step)
+    assert "after 3 examples where engine.sample() drew 4" in assert_refused(EngineStateError, engine.step)
 
 
 def test_more_steps_than_planned_are_refused() -> None:
@@ -384,7 +390,7 @@ def test_more_steps_than_planned_are_refused() -> None:
     engine.sample()
     engine.backward(per_example(model))
     engine.step()
-    assert "all 1 steps of the privacy plan are done" in refused(EngineStateError, engine.sample)
+    assert "all 1 steps of the privacy plan are done" in assert_refused(EngineStateError, engine.sample)
 
 
 def test_a_detached_engine_is_refused() -> None:
@@ -397,7 +403,7 @@ def test_a_detached_engine_is_refused() -> None:
         lambda: engine.backward(per_example(model)),
         lambda: engine.restore(0, PrivateRandomness()),
     ):
-        assert "detached" in refused(EngineStateError, action)
+        assert "detached" in assert_refused(EngineStateError, action)
 
 
 # Gradients that somebody else wrote to
@@ -421,8 +427,10 @@ def test_changed_gradients_are_refused(meddle: Callable[[nn.Module, torch.optim.
     engine.sample()
     engine.backward(model(x()[:2]).square().sum(1))
     meddle(model, optimizer)
-    assert "changed in place" in refused(EngineStateError, lambda: engine.backward(model(x()[2:]).square().sum(1)))
-    assert refused(EngineStateError, engine.step)
+    assert "changed in place" in assert_refused(
+        EngineStateError, lambda: engine.backward(model(x()[2:]).square().sum(1))
+    )
+    assert assert_refused(EngineStateError, engine.step)
 
 
 def test_replaced_gradients_are_refused() -> None:
@@ -430,7 +438,9 @@ def test_replaced_gradients_are_refused() -> None:
     engine = attach(model)
     engine.sample()
     model[0].bias.grad = torch.zeros(2)
-    assert "gradient of 0.bias was replaced" in refused(EngineStateError, lambda: engine.backward(per_example(model)))
+    assert "gradient of 0.bias was replaced" in assert_refused(
+        EngineStateError, lambda: engine.backward(per_example(model))
+    )
 
 
 def test_a_moved_model_is_refused() -> None:
@@ -439,14 +449,14 @@ def test_a_moved_model_is_refused() -> None:
     engine.sample()
     model.double()
     losses = model(x().double()).square().sum(1)
-    assert "moved" in refused(EngineStateError, lambda: engine.backward(losses))
+    assert "moved" in assert_refused(EngineStateError, lambda: engine.backward(losses))
 
 
 def test_a_replaced_parameter_is_refused() -> None:
     model = linear()
     attach(model)
     model[0].weight = nn.Parameter(torch.ones(2, WIDTH))
-    assert "0.weight was replaced" in refused(EngineStateError, lambda: model(x()))
+    assert "0.weight was replaced" in assert_refused(EngineStateError, lambda: model(x()))
 
 
 def _add(model: nn.Sequential, optimizer: torch.optim.Optimizer) -> None:
@@ -471,7 +481,7 @@ def test_changed_parameter_sets_are_refused(
     engine.sample()
     engine.backward(per_example(model))
     change(model, optimizer)
-    assert "attach a new engine" in refused(EngineStateError, engine.step)
+    assert "attach a new engine" in assert_refused(EngineStateError, engine.step)
 
 
 def test_weights_changed_between_forward_and_backward_are_refused() -> None:

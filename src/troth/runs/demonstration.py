@@ -46,10 +46,10 @@ def configurations(out: Path, rows: int = DEMO_ROWS) -> tuple[RunConfig, RunConf
         "run": {**base["run"], "name": "federated"},
         "federated": {
             "clients": "user",
-            "selection": {"by": "activity"},
+            "selection": {"by": "activity", "power": 0.5},
             "rounds": 20,
             "cohort_size": 20,
-            "local": {"epochs": 1, "batch_size": 16, "optimizer": "adamw", "learning_rate": 2e-3},
+            "local": {"epochs": 1, "batch_size": 16, "optimizer": "adamw", "learning_rate": 1e-3},
             "evaluate_every": 10,
         },
     }
