@@ -25,10 +25,11 @@ __all__ = ["EMBEDDING", "RELATIVE_BIAS", "EmbeddingBlock"]
 
 _GRAM_TOKENS = 96
 """Up to so many tokens a masked Gram matrix is cheaper than sorting the ids."""
+_FEW_ROWS = 64
+"""Up to so many rows of a small table (token types, relative positions) a product with 0 and 1 beats a scatter."""
 
 
 class _Context(FunctionCtx):
-    tape: Tape
     site: Site
     saved_tensors: tuple[Tensor, ...]
 
@@ -41,21 +42,21 @@ class _Embedding(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: _Context, ids: Tensor, weight: Tensor, padding_idx: int | None, batch: int, site: Site, tape: Tape
-    ) -> Tensor:
-        ctx.tape, ctx.site = tape, site
+    def forward(ctx: _Context, ids: Tensor, weight: Tensor, batch: int, site: Site) -> Tensor:
+        ctx.site = site
         ctx.save_for_backward(ids)
-        out = F.embedding(ids, weight, padding_idx)
+        out = F.embedding(ids, weight)
         return out.expand(batch, *out.shape[1:]) if ids.shape[0] != batch else out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, g: Tensor) -> tuple[None, None, None, None, None, None]:
+    def backward(ctx: _Context, g: Tensor) -> tuple[None, None, None, None]:
         (ids,) = ctx.saved_tensors
-        rows = ctx.tape.rows(ctx.site, g)
+        rows = ctx.site.tape.rows(ctx.site, g)
+        if ids.dim() > 1 and ids.stride(0) == 0:  # one row of ids, expanded over the batch by the model
+            ids = ids[:1]
         module = cast("nn.Embedding", ctx.site.module)
-        ctx.tape.write(
+        ctx.site.tape.write(
             EmbeddingUse(
                 name=ctx.site.name,
                 weight=ctx.site.trained["weight"],
@@ -64,10 +65,10 @@ class _Embedding(torch.autograd.Function):
                 padding_idx=module.padding_idx,
             )
         )
-        return None, None, None, None, None, None
+        return None, None, None, None
 
 
-def _batch_of(site: Site, ids: Tensor, tape: Tape) -> int:
+def _batch_of(site: Site, ids: Tensor) -> int:
     """Return how many examples the looked-up rows belong to."""
     if ids.dim() == 0:
         raise UnsupportedModuleError(
@@ -75,12 +76,13 @@ def _batch_of(site: Site, ids: Tensor, tape: Tape) -> int:
         )
     if ids.dim() == 1 or ids.shape[0] != 1:
         return ids.shape[0]
-    if tape.forward_batch is None:
+    batch = site.tape.forward_batch
+    if batch is None:
         raise UnsupportedModuleError(
             f"{site.name} looks up ids of shape {list(ids.shape)} for a batch whose size is not known: call the model "
             "itself, with its batch of inputs first or as input_ids, not a part of it"
         )
-    return tape.forward_batch
+    return batch
 
 
 def _embedding_forward(tape: Tape) -> Callable[..., Tensor]:
@@ -88,8 +90,8 @@ def _embedding_forward(tape: Tape) -> Callable[..., Tensor]:
         site = tape.site(module)
         if site is None:
             return type(module).forward(module, input)
-        batch = _batch_of(site, input, tape)
-        return call(_Embedding, input, module.weight, module.padding_idx, batch, site, tape)
+        batch = _batch_of(site, input)
+        return call(_Embedding, input, module.weight, batch, site)
 
     return forward
 
@@ -113,20 +115,18 @@ class _RelativeBias(torch.autograd.Function):
     """The relative position bias of T5, [1, heads, query, key], written out for each example of the batch."""
 
     @staticmethod
-    def forward(
-        ctx: _Context, values: Tensor, weight: Tensor, ids: Tensor, batch: int, site: Site, tape: Tape
-    ) -> Tensor:
-        ctx.tape, ctx.site = tape, site
+    def forward(ctx: _Context, values: Tensor, weight: Tensor, ids: Tensor, batch: int, site: Site) -> Tensor:
+        ctx.site = site
         ctx.save_for_backward(ids)
         return values.expand(batch, *values.shape[1:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, g: Tensor) -> tuple[None, None, None, None, None, None]:
+    def backward(ctx: _Context, g: Tensor) -> tuple[None, None, None, None, None]:
         (ids,) = ctx.saved_tensors
-        rows = ctx.tape.rows(ctx.site, g.permute(0, 2, 3, 1))
-        ctx.tape.write(EmbeddingUse(ctx.site.name, ctx.site.trained["weight"], ids.reshape(1, -1), rows))
-        return None, None, None, None, None, None
+        rows = ctx.site.tape.rows(ctx.site, g.permute(0, 2, 3, 1))
+        ctx.site.tape.write(EmbeddingUse(ctx.site.name, ctx.site.trained["weight"], ids.reshape(1, -1), rows))
+        return None, None, None, None, None
 
 
 def _relative_bias_forward(tape: Tape) -> Callable[..., Tensor]:
@@ -148,7 +148,7 @@ def _relative_bias_forward(tape: Tape) -> Callable[..., Tensor]:
                 values = original(module, *args, **kwargs)
         finally:
             handle.remove()
-        return call(_RelativeBias, values, table.weight, ids[0], tape.forward_batch, site, tape)
+        return call(_RelativeBias, values, table.weight, ids[0], tape.forward_batch, site)
 
     return compute_bias
 
@@ -161,6 +161,14 @@ RELATIVE_BIAS = Rule(
     method="compute_bias",
     child="relative_attention_bias",
 )
+
+
+def _sum_equal(values: Tensor, inverse: Tensor, rows: int) -> Tensor:
+    """Return Σ_{t: inverse_t = r} values_{bt} [batch, rows, width] of values [batch, time, width]."""
+    if rows > _FEW_ROWS:
+        return values.new_zeros(len(values), rows, values.shape[2]).index_add_(1, inverse, values)
+    members = inverse == torch.arange(rows, device=inverse.device)[:, None]
+    return members.to(values.dtype) @ values
 
 
 class EmbeddingBlock:
@@ -211,7 +219,7 @@ class EmbeddingBlock:
         rows, inverse = torch.unique(use.ids[0], return_inverse=True)
         sums = work.cast(use.g)
         if len(rows) < len(inverse) or use.padding_idx is not None:
-            sums = sums.new_zeros(len(sums), len(rows), sums.shape[2]).index_add_(1, inverse, sums)
+            sums = _sum_equal(sums, inverse, len(rows))
             if use.padding_idx is not None:
                 sums[:, rows == use.padding_idx] = 0
             self._rows = rows

@@ -131,7 +131,7 @@ class PrivateEngine:
         self._stepping = False
         self._handles: list[RemovableHandle] = []
         self._open_batch()
-        self._patch(list(make_sites(model)))
+        self._patch(list(make_sites(model, self._tape)))
 
     # Attaching and detaching
 
@@ -248,9 +248,7 @@ class PrivateEngine:
         squares = [block.norms_squared(work) for block in blocks]
         if self._record_norms is not None:
             self._record_norms({self._label(b): s for b, s in zip(blocks, squares, strict=True)})
-        total = torch.zeros(batch, dtype=torch.float64, device=self._device)
-        for square in squares:
-            total += square
+        total = torch.stack(squares).sum(0, dtype=torch.float64)
         finite = total.isfinite()
         if not bool(finite.all()):
             self.counters.silenced += batch - int(finite.sum())

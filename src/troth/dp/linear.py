@@ -25,7 +25,6 @@ __all__ = ["CONV1D", "LINEAR", "LinearBlock", "instantiates"]
 
 
 class _Context(FunctionCtx):
-    tape: Tape
     site: Site
     transposed: bool
     saved_tensors: tuple[Tensor, Tensor]
@@ -36,17 +35,17 @@ class _Linear(torch.autograd.Function):
     """y = x Wᵀ + b, whose backward pass writes (x, dy) on the tape and never computes the weight's gradient."""
 
     @staticmethod
-    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site, tape: Tape) -> Tensor:
-        ctx.tape, ctx.site = tape, site
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site) -> Tensor:
+        ctx.site = site
         ctx.transposed = site.rule is CONV1D
         ctx.save_for_backward(x, weight)
         return F.linear(x, weight.t() if ctx.transposed else weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
-        site, tape = ctx.site, ctx.tape
+        site, tape = ctx.site, ctx.site.tape
         tape.write(
             LinearUse(
                 name=site.name,
@@ -58,9 +57,11 @@ class _Linear(torch.autograd.Function):
             )
         )
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
+            return None, None, None, None
         matrix = weight.t() if ctx.transposed else weight
-        return (g @ matrix.to(g.dtype)).to(x.dtype), None, None, None, None
+        if g.dtype == matrix.dtype == x.dtype:
+            return g @ matrix, None, None, None
+        return (g @ matrix.to(g.dtype)).to(x.dtype), None, None, None  # under autocast
 
 
 def _linear_forward(tape: Tape) -> Callable[..., Tensor]:
@@ -68,7 +69,7 @@ def _linear_forward(tape: Tape) -> Callable[..., Tensor]:
         site = tape.site(module)
         if site is None:
             return type(module).forward(module, input)
-        return call(_Linear, input, module.weight, module.bias, site, tape)
+        return call(_Linear, input, module.weight, module.bias, site)
 
     return forward
 
@@ -78,7 +79,7 @@ def _conv1d_forward(tape: Tape) -> Callable[..., Tensor]:
         site = tape.site(module)
         if site is None:
             return type(module).forward(module, x)
-        return call(_Linear, x, module.weight, module.bias, site, tape)
+        return call(_Linear, x, module.weight, module.bias, site)
 
     return forward
 

@@ -23,7 +23,6 @@ __all__ = ["LAYER_NORM", "LLAMA_RMS_NORM", "RMS_NORM", "T5_LAYER_NORM", "VectorB
 
 
 class _Context(FunctionCtx):
-    tape: Tape
     site: Site
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
@@ -32,56 +31,56 @@ class _Context(FunctionCtx):
 def _write(ctx: _Context, attribute: str, grads: Tensor) -> None:
     parameter = ctx.site.parameter(attribute)
     if parameter is not None:
-        ctx.tape.write(VectorUse(ctx.site.name, parameter, grads))
+        ctx.site.tape.write(VectorUse(ctx.site.name, parameter, grads))
 
 
 class _LayerNorm(torch.autograd.Function):
     """`F.layer_norm`, whose backward pass writes the per-example gradients of weight and bias."""
 
     @staticmethod
-    def forward(
-        ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, site: Site, tape: Tape
-    ) -> Tensor:
-        ctx.tape, ctx.site = tape, site
-        out, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, eps)
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, site: Site) -> Tensor:
+        ctx.site = site
+        out, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, cast("nn.LayerNorm", site.module).eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight, mean, rstd = ctx.saved_tensors
         dims = weight.dim()
-        rows = ctx.tape.rows(ctx.site, g, dims)
+        rows = ctx.site.tape.rows(ctx.site, g, dims)
         if ctx.site.parameter("weight") is not None:
-            normal = ctx.tape.rows(ctx.site, (x - mean).mul_(rstd), dims)
+            normal = ctx.site.tape.rows(ctx.site, (x - mean).mul_(rstd), dims)
             _write(ctx, "weight", normal.mul_(rows).sum(1))
         if ctx.site.parameter("bias") is not None:
             _write(ctx, "bias", rows.sum(1))
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None, None
+            return None, None, None, None
         dx = torch.ops.aten.native_layer_norm_backward(
             g, x, weight.shape, mean, rstd, weight, None, [True, False, False]
         )[0]
-        return dx, None, None, None, None, None
+        return dx, None, None, None
 
 
 class _Scale(torch.autograd.Function):
     """y = w ∘ x̂, whose backward pass writes the per-example gradient of w."""
 
     @staticmethod
-    def forward(ctx: _Context, normal: Tensor, weight: Tensor, site: Site, tape: Tape) -> Tensor:
-        ctx.tape, ctx.site = tape, site
+    def forward(ctx: _Context, normal: Tensor, weight: Tensor, site: Site) -> Tensor:
+        ctx.site = site
         ctx.save_for_backward(normal, weight)
         return weight * normal
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None]:
         normal, weight = ctx.saved_tensors
         dims = weight.dim()
-        _write(ctx, "weight", (ctx.tape.rows(ctx.site, g, dims) * ctx.tape.rows(ctx.site, normal, dims)).sum(1))
-        return ((g * weight).to(normal.dtype) if ctx.needs_input_grad[0] else None), None, None, None
+        _write(
+            ctx, "weight", (ctx.site.tape.rows(ctx.site, g, dims) * ctx.site.tape.rows(ctx.site, normal, dims)).sum(1)
+        )
+        return ((g * weight).to(normal.dtype) if ctx.needs_input_grad[0] else None), None, None
 
 
 def _layer_norm_forward(tape: Tape) -> Callable[..., Tensor]:
@@ -92,7 +91,7 @@ def _layer_norm_forward(tape: Tape) -> Callable[..., Tensor]:
         weight = module.weight
         # The kernel's plain form keeps a low-precision input's type on the CPU and widens it under autocast on CUDA.
         widened = input.to(weight.dtype)
-        out = call(_LayerNorm, widened, weight, module.bias, module.eps, site, tape)
+        out = call(_LayerNorm, widened, weight, module.bias, site)
         return out if input.is_cuda else out.to(input.dtype)
 
     return forward
@@ -103,7 +102,7 @@ def _rms_forward(normalise: Callable[[nn.Module, Tensor], Tensor], tape: Tape) -
         site = tape.site(module)
         if site is None:
             return cast("Tensor", type(module).forward(module, hidden_states))
-        return call(_Scale, normalise(module, hidden_states), site.trained["weight"], site, tape)
+        return call(_Scale, normalise(module, hidden_states), site.trained["weight"], site)
 
     return forward
 

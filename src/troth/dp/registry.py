@@ -11,7 +11,7 @@ from torch import nn
 from troth.dp.embedding import EMBEDDING, RELATIVE_BIAS
 from troth.dp.linear import CONV1D, LINEAR
 from troth.dp.norm import LAYER_NORM, LLAMA_RMS_NORM, RMS_NORM, T5_LAYER_NORM
-from troth.dp.tape import Rule, Site
+from troth.dp.tape import Rule, Site, Tape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,8 +163,8 @@ def parameter_rules(model: nn.Module) -> list[ParameterRule]:
     return rules
 
 
-def make_sites(model: nn.Module) -> Iterator[Site]:
-    """Yield the modules that hold trainable parameters; call only where all of these are supported."""
+def make_sites(model: nn.Module, tape: Tape) -> Iterator[Site]:
+    """Yield the modules that hold trainable parameters, to write on `tape`; all of these must be supported."""
     sites: dict[nn.Module, list[_Owner]] = {}
     trained: dict[nn.Module, dict[str, nn.Parameter]] = {}
     for parameter, owners in _owners(model).items():
@@ -176,7 +176,7 @@ def make_sites(model: nn.Module) -> Iterator[Site]:
     for module, owners in sites.items():
         rule = owners[0].rule
         if rule is not None:
-            yield Site(owners[0].module_name, module, rule, trained[module], owners[0].host)
+            yield Site(tape, owners[0].module_name, module, rule, trained[module], owners[0].host)
 
 
 def coupling_modules(model: nn.Module) -> list[tuple[str, str]]:

@@ -46,9 +46,10 @@ class Rule:
 class Site:
     """A module whose parameters are clipped: its name in the model, its rule, its trainable parameters.
 
-    `host` is the module whose method is replaced: the module itself, or its parent.
+    `host` is the module whose method is replaced: the module itself, or its parent; `tape` is where its uses go.
     """
 
+    tape: Tape
     name: str
     module: nn.Module
     rule: Rule

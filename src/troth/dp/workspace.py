@@ -30,7 +30,7 @@ class Workspace:
 
     def cast(self, tensor: Tensor) -> Tensor:
         """Return the tensor in the working type; itself where it has it."""
-        return tensor.to(self.dtype)
+        return tensor if tensor.dtype == self.dtype else tensor.to(self.dtype)
 
     def squares(self, tensor: Tensor) -> Tensor:
         """Return the sum of squares of each example's numbers [batch]."""
