@@ -127,6 +127,7 @@ class Pipeline:
         if verb == "run":
             record = replace(record, artifacts={**artifacts, "report": str(path)})
         folder.write_record(record)
+        stages.finish(config, folder)
         if verb == "run":
             self.finisher.write_report([folder], path)
         return record

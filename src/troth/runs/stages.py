@@ -227,6 +227,13 @@ def _reservation(
     return reservation, reservation.warnings
 
 
+def finish(config: RunConfig, folder: RunFolder) -> None:
+    """Close the ledger's entry of a run whose record is written: it is whole, and cannot be resumed any more."""
+    if folder.reservation.is_file():
+        entry = folder.reservation.read_text(encoding="utf-8").strip()
+        Ledger().resume(entry, digest(config)).finish()
+
+
 def discard(folder: RunFolder) -> None:
     """Remove the folder of a run that was refused before its first step, and give its reservation back."""
     if any(folder.checkpoints.glob("*/*")) or folder.model.exists():
