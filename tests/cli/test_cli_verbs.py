@@ -158,3 +158,17 @@ def test_ls(troth: Callable, what: str) -> None:
     called = troth("ls", what, "--json")
     assert called.code == 0 and len(called.json["items"]) >= 4
     assert troth("ls", what).out.count("\n") == len(called.json["items"]) + 1
+
+
+def test_demo_makes_three_models_and_one_report(troth: Callable, tmp_path: Path) -> None:
+    called = troth("demo", "--out", tmp_path / "demo", "--rows", "1000", "--json", "--quiet")
+    assert called.code == 0, called.err
+    record = called.json
+    assert [r["name"] for r in record["runs"]] == ["plain", "private", "federated"]
+    for run in record["runs"]:
+        assert {"test.accuracy", "attack.membership.loss.auc", "fairness.accuracy_gap"} <= names(run)
+    private, federated = record["runs"][1:]
+    assert private["privacy"]["epsilon"] <= 8 and federated["series"]["federated.round"][-1]["round"] == 20
+    page = Path(record["artifacts"]["report"]).read_text()
+    assert page.count("<svg ") >= 10 and all(f'<th scope="col">{name}</th>' in page for name in ("plain", "private"))
+    assert (tmp_path / "demo" / "home" / "ledger.sqlite3").is_file()
