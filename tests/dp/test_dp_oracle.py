@@ -33,6 +33,15 @@ def test_a_private_step_equals_the_loop(name: str, dtype: torch.dtype) -> None:
     assert_exact(case, tolerance=TOLERANCE[dtype])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_private_step_equals_the_loop_on_cuda(name: str) -> None:
+    case = _case(name, torch.float64)
+    batch = {k: v.cuda() for k, v in case.batch.items()}
+    assert_exact(Case(case.model.cuda(), batch, case.losses), tolerance=1e-10)
+
+
 @pytest.mark.parametrize("name", ["mlp", "llama", "t5"])  # without key biases, whose rounding Adam would blow up
 def test_the_adamw_update_equals_the_loop(name: str) -> None:
     assert_exact(_case(name, torch.float64), tolerance=1e-12, optimizer="adamw")
