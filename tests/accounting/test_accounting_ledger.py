@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest
+from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, key_folder
 from troth.errors import BudgetError, ConfigError, EngineStateError, PrivacyError, ResumeError, RunError
 
 Ask = Callable[..., SpendRequest]
@@ -324,7 +324,11 @@ class TestReleasing:
     def test_a_released_run_cannot_go_on(self, ledger: Ledger, ask: Ask, small: PrivacyPlan) -> None:
         reservation = ledger.reserve(ask(small))
         reservation.spend(0)
+        keys = key_folder(reservation.id)
+        keys.mkdir(parents=True)
+        (keys / "step-1").write_text("a key")
         ledger.release(reservation.id)
+        assert not keys.exists()
         for call in (lambda: reservation.spend(16), lambda: reservation.replay(1)):
             with pytest.raises(EngineStateError, match="released"):
                 call()

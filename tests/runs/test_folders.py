@@ -1,8 +1,6 @@
 """Run folders: nothing overwritten, nothing half-written, found again."""
 
-import errno
 import json
-import os
 import sqlite3
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from troth.config import RunConfig, parse
 from troth.errors import ConfigError, ResumeError, RunError
 from troth.results import Measurement, Record
 from troth.runs.comparison import compare
-from troth.runs.folders import create, find_finished, find_unfinished, open_run, run_folders, write_text
+from troth.runs.folders import create, find_finished, find_unfinished, open_run, run_folders
 from troth.runs.index import list_runs, rebuild
 
 
@@ -82,19 +80,6 @@ def test_damaged_and_missing_records_are_named(tmp_path: Path) -> None:
         open_run(tmp_path / "nothing")
     with pytest.raises(ResumeError, match="no finished run"):
         find_finished(config("other"), tmp_path)
-
-
-def test_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file.json"
-    write_text(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="no space left"):
-        write_text(path, "new")
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_index_follows_the_folders_and_can_be_thrown_away(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import save
 from training_world import config, inputs, plan_of, reserve, weights
 
+from troth import files
 from troth.accounting import Ledger, PrivacyPlan
 from troth.dp import PrivateEngine
 from troth.seeds import PrivateRandomness
-from troth.training import SilentProgress, atomic, fit
+from troth.training import SilentProgress, fit
 from troth.training import private as private_module
 
 
@@ -91,7 +92,7 @@ def job(folder: str, home: str, options: dict[str, Any], how: dict[str, Any], st
     reservation = None
     if plan is not None:
         if not entry.exists():
-            atomic.write_bytes(entry, reserve(run, plan).id.encode())
+            files.write_bytes(entry, reserve(run, plan).id.encode())
         reservation = Ledger().resume(entry.read_text())
     started.send(True)
     if "crash" in how:
@@ -99,4 +100,4 @@ def job(folder: str, home: str, options: dict[str, Any], how: dict[str, Any], st
     if "entropy" in how:
         private_module.PrivateRandomness.create = lambda seed=None: PrivateRandomness(how["entropy"])  # type: ignore[method-assign]
     fit(given, plan=plan, reservation=reservation, resume=True, progress=SilentProgress())
-    atomic.write_bytes(place / "final", save(weights(given)))
+    files.write_bytes(place / "final", save(weights(given)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from troth.errors import ResumeError, RunError
-from troth.training import Checkpoint, atomic, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
+from troth.training import Checkpoint, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from troth.training.checkpoints import checkpoint_steps, keep_latest, remove_checkpoints
 
 
@@ -195,46 +194,8 @@ def test_every_file_and_folder_is_flushed_before_the_name_appears(
     assert done[rename + 1 :] == [f"sync {tmp_path.name}"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    half = tmp_path / ".checkpoint-9.writing-ab"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"x")
-    (tmp_path / ".other.writing-cd").write_bytes(b"x")
-    (tmp_path / "mine.txt").write_bytes(b"x")
-    atomic.remove_unfinished(tmp_path, "checkpoint-9")
-    assert names(tmp_path) == [".other.writing-cd", "mine.txt"]
-    atomic.remove_unfinished(tmp_path)
-    assert names(tmp_path) == ["mine.txt"]
-
-
 def test_removing_takes_only_the_named_steps(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, make(step))
     remove_checkpoints(tmp_path, [2])
     assert checkpoint_steps(tmp_path) == [1, 3]
-
-
-def test_a_file_is_written_whole_with_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "key"
-    atomic.write_bytes(path, b"one", mode=0o600)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-
-    def fail(handle: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        atomic.write_bytes(path, b"two")
-    assert path.read_bytes() == b"one"
-    assert names(tmp_path) == ["key"]
-
-
-def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
-    with (
-        atomic.locked(tmp_path / "run"),
-        pytest.raises(RunError, match="another process is training here"),
-        atomic.locked(tmp_path / "run"),
-    ):
-        pass
-    with atomic.locked(tmp_path / "run"):
-        assert (tmp_path / "run").is_dir()

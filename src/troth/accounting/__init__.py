@@ -5,7 +5,7 @@ Importing this package loads neither torch nor dp-accounting.
 
 from troth.accounting.calibrate import calibrate_noise_multiplier
 from troth.accounting.curve import epsilon_after, epsilon_curve
-from troth.accounting.home import troth_home
+from troth.accounting.home import key_folder, troth_home
 from troth.accounting.ledger import Ledger, SpendRequest
 from troth.accounting.mechanism import Mechanism
 from troth.accounting.plan import PrivacyPlan, make_plan
@@ -20,6 +20,7 @@ __all__ = [
     "calibrate_noise_multiplier",
     "epsilon_after",
     "epsilon_curve",
+    "key_folder",
     "make_plan",
     "troth_home",
 ]

@@ -11,14 +11,13 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from troth import __version__
 from troth.accounting.home import troth_home
+from troth.files import write_bytes
 from troth.results import Json
 
 __all__ = ["remembered"]
@@ -47,13 +46,7 @@ def _write(path: Path, key: Mapping[str, Json], value: Json) -> None:
     text = json.dumps({"key": key, "value": value, "check": _digest([key, value])}, allow_nan=False)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        write_bytes(path, text.encode(), mode=0o600)
 
 
 def _finite(value: Json) -> bool:

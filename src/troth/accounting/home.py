@@ -7,7 +7,7 @@ from pathlib import Path
 
 from troth.errors import ConfigError
 
-__all__ = ["troth_home"]
+__all__ = ["key_folder", "troth_home"]
 
 
 def troth_home() -> Path:
@@ -23,3 +23,8 @@ def troth_home() -> Path:
         return Path(chosen).expanduser().absolute() if chosen else Path.home() / ".local" / "share" / "troth"
     except RuntimeError:
         raise ConfigError("no home folder for the privacy ledger: set TROTH_HOME to a folder of your own") from None
+
+
+def key_folder(reservation_id: str) -> Path:
+    """Return where the keys of an unfinished private run lie, by its entry in the ledger: never in the run folder."""
+    return troth_home() / "private" / reservation_id

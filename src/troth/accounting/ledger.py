@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from troth.accounting import known_rows, records
 from troth.accounting.filter import Budget, Charge, Way, admit, fitting_runs, keeps, names, spent_epsilon
-from troth.accounting.home import troth_home
+from troth.accounting.home import key_folder, troth_home
 from troth.accounting.plan import PrivacyPlan
 from troth.accounting.records import DatasetRecord
 from troth.accounting.reservation import Reservation
@@ -197,7 +198,8 @@ class Ledger:
         """Give back what an interrupted run will not use: from now on its durably counted steps alone count.
 
         Sound, since those are an upper bound on the steps that became visible, and the run can never go on: a process
-        that still runs it is stopped before its next uncounted step. A run without a guarantee stays infinite.
+        that still runs it is stopped before its next uncounted step. A run without a guarantee stays infinite. The
+        run's keys, from which its noise could be computed, are erased.
 
         Raises:
             ResumeError: no such reservation, or it is finished or released.
@@ -207,6 +209,7 @@ class Ledger:
             database.execute("UPDATE reservations SET state = 'released' WHERE id = ?", (reservation_id,))
             if not any(c.infinite or c.steps for c in records.charges(database, record.dataset)):
                 records.set_way(database, record.dataset, None)  # no step has touched the data: choose anew
+        shutil.rmtree(key_folder(reservation_id), ignore_errors=True)
 
     def show(self) -> list[dict[str, Json]]:
         """Return one row for each data set, with its runs, as plain JSON values (`troth.accounting.statement`)."""

@@ -19,10 +19,10 @@ from troth.federated.fedavg import Algorithm, FedAvg, ServerState
 from troth.federated.journal import ROUND, FederatedOutcome, RoundJournal, metric_of
 from troth.federated.population import FederatedData
 from troth.federated.selection import Selection, check_cohort, make_selection
+from troth.files import failing_in_one_line, locked, remove_unfinished
 from troth.results import Json, Measurement, computed
 from troth.seeds import PublicSeeds
 from troth.training import Checkpoint, Progress, SilentProgress, latest_checkpoint, save_checkpoint
-from troth.training.atomic import failing_in_one_line, locked, remove_unfinished
 from troth.training.checkpoints import checkpoint_steps, keep_latest, remove_checkpoints
 from troth.training.identity import frozen_digest, rows_digest
 from troth.training.interrupts import Interrupts, StopRequested

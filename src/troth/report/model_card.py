@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from troth.files import write_text
 from troth.results import Measurement, Privacy, Record
-from troth.runs.folders import write_text
 
 __all__ = ["model_card", "write_model_card"]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from troth import __version__
+from troth.files import write_text
 from troth.report.sections import Section, build
 from troth.results import now
-from troth.runs.folders import RunFolder, write_text
+from troth.runs.folders import RunFolder
 
 __all__ = ["render", "write_report"]
 

@@ -7,43 +7,18 @@ resolved run file), ``provenance.json`` (versions and data fingerprints), ``reco
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from troth.config import RunConfig, digest, parse, read_toml, to_toml
 from troth.errors import ConfigError, ResumeError, RunError
+from troth.files import write_text
 from troth.results import Json, Record, plain_json
 
-__all__ = ["RunFolder", "create", "find_finished", "find_unfinished", "open_run", "run_folders", "write_text"]
-
-
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file whole or not at all: a temporary file beside it, flushed to disk, then renamed.
-
-    Raises:
-        RunError: the disk is full or the folder cannot be written; what was there before stays.
-    """
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else (error.strerror or str(error))
-        raise RunError(f"{path}: cannot be written: {reason}; choose another folder with run.out") from None
+__all__ = ["RunFolder", "create", "find_finished", "find_unfinished", "open_run", "run_folders"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +38,16 @@ class RunFolder:
         return self.path / "model"
 
     @property
-    def reservation(self) -> Path:
-        """The file that holds the id of the run's entry in the ledger."""
+    def _reservation(self) -> Path:
         return self.path / "reservation"
+
+    def reservation_id(self) -> str | None:
+        """Return the id of the run's entry in the ledger, or None where it has none."""
+        return self._reservation.read_text(encoding="utf-8").strip() if self._reservation.is_file() else None
+
+    def keep_reservation_id(self, reservation_id: str) -> None:
+        """Write the id of the run's entry in the ledger down, durably."""
+        write_text(self._reservation, reservation_id + "\n")
 
     @property
     def finished(self) -> bool:

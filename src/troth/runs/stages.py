@@ -26,7 +26,7 @@ from troth.errors import ConfigError, DataError
 from troth.fairness import accuracy_by_group
 from troth.federated import FederatedData, by_user, partition, simulate
 from troth.results import Json, Measurement, Privacy, computed
-from troth.runs.folders import RunFolder, write_text
+from troth.runs.folders import RunFolder
 from troth.seeds import PublicSeeds
 from troth.tasks import Encoded, Scores, Task, make_model, make_task
 from troth.training import Progress, TrainInputs, choose_device, export, fit
@@ -208,9 +208,10 @@ def _reservation(
     run folder, durably, before the first step. A run without privacy has no entry, unless it gives up the guarantee of
     a data set: that is written down, as infinity.
     """
-    config, ledger, note = prepared.config, Ledger(), folder.reservation
-    if resume and note.is_file():
-        return ledger.resume(note.read_text(encoding="utf-8").strip(), digest(config)), ()
+    config, ledger = prepared.config, Ledger()
+    entry = folder.reservation_id() if resume else None
+    if entry is not None:
+        return ledger.resume(entry, digest(config)), ()
     request = SpendRequest(
         dataset_id=config.data.dataset_id,
         run_name=folder.path.name,
@@ -223,14 +224,14 @@ def _reservation(
     if plan is None and request.guarantee != "none":
         return None, ledger.check_plain(request)
     reservation = ledger.reserve(request)
-    write_text(note, reservation.id + "\n")
+    folder.keep_reservation_id(reservation.id)
     return reservation, reservation.warnings
 
 
 def finish(config: RunConfig, folder: RunFolder) -> None:
     """Close the ledger's entry of a run whose record is written: it is whole, and cannot be resumed any more."""
-    if folder.reservation.is_file():
-        entry = folder.reservation.read_text(encoding="utf-8").strip()
+    entry = folder.reservation_id()
+    if entry is not None:
         Ledger().resume(entry, digest(config)).finish()
 
 
@@ -238,8 +239,9 @@ def discard(folder: RunFolder) -> None:
     """Remove the folder of a run that was refused before its first step, and give its reservation back."""
     if any(folder.checkpoints.glob("*/*")) or folder.model.exists():
         return
-    if folder.reservation.is_file():
-        Ledger().release(folder.reservation.read_text(encoding="utf-8").strip())
+    entry = folder.reservation_id()
+    if entry is not None:
+        Ledger().release(entry)
     shutil.rmtree(folder.path, ignore_errors=True)
 
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from troth.errors import ResumeError
+from troth.files import failing_in_one_line, new_folder, sync
 from troth.results import Json
-from troth.training.atomic import failing_in_one_line, new_folder, sync
 
 __all__ = [
     "Checkpoint",

@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from troth.errors import RunError
+from troth.files import failing_in_one_line, new_folder, remove_unfinished
 from troth.tasks.checkpoints import quietly
-from troth.training.atomic import failing_in_one_line, new_folder, remove_unfinished
 
 __all__ = ["export"]
 

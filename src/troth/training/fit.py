@@ -13,8 +13,8 @@ from torch import nn
 from troth import __version__
 from troth.accounting import PrivacyPlan, Reservation
 from troth.errors import DataError, PrivacyError, ResumeError, RunError
+from troth.files import failing_in_one_line, locked, remove_unfinished
 from troth.results import Json
-from troth.training.atomic import failing_in_one_line, locked, remove_unfinished
 from troth.training.batch_size import activation_bytes, physical_batch_size
 from troth.training.checkpoints import Checkpoint, checkpoint_steps, latest_checkpoint, remove_checkpoints
 from troth.training.device import autocast

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from troth.accounting import troth_home
+from troth.accounting import key_folder
 from troth.errors import ResumeError
+from troth.files import failing_in_one_line, locked, remove_unfinished, sync, write_bytes
 from troth.results import Json
 from troth.seeds import PrivateRandomness
-from troth.training.atomic import failing_in_one_line, locked, remove_unfinished, sync, write_bytes
 
 __all__ = ["PrivateState"]
 
@@ -52,7 +52,7 @@ class PrivateState:
         Raises:
             RunError: another process trains under the same ledger entry, or the place cannot be written.
         """
-        folder = troth_home() / "private" / reservation
+        folder = key_folder(reservation)
         with failing_in_one_line(folder):
             folder.mkdir(parents=True, exist_ok=True)
             for path in (folder.parent, folder):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from troth.errors import RunError
 
-__all__ = ["failing_in_one_line", "locked", "new_folder", "remove_unfinished", "sync", "write_bytes"]
+__all__ = ["failing_in_one_line", "locked", "new_folder", "remove_unfinished", "sync", "write_bytes", "write_text"]
 
 _MARK = ".writing-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -75,6 +75,17 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Write a UTF-8 file whole or not at all, flushed to the disk when the call returns; its folder is made.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written; what was there before stays.
+    """
+    with failing_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, text.encode(), mode)
 
 
 @contextmanager
