@@ -75,14 +75,14 @@ class RunSection(_Section):
 class ModelConfig(_Section):
     """The model: a preset, or a checkpoint folder or hub id."""
 
-    preset: Literal["tiny-bert", "mini-bert", "tiny-gpt2", "tiny-t5"] | None = None
+    preset: Literal["tiny-bert", "mini-bert", "tiny-gpt2", "tiny-t5", "bilstm-crf"] | None = None
     checkpoint: str | None = Field(None, min_length=1)
     layers: Count | None = None
     width: Count | None = None
     heads: Count | None = None
     vocabulary_size: Annotated[int, Field(ge=64)] | None = None
     max_length: Annotated[int, Field(ge=8, le=4096)] = Field(128, description="tokens; longer texts are cut")
-    trainable: Literal["all", "head"] | dict[Literal["freeze"], list[str]] = "all"
+    trainable: Literal["all", "head", "lora"] | dict[Literal["freeze"], list[str]] = "all"
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -172,10 +172,27 @@ class PrivacyConfig(_Section):
     target_epsilon: Positive | None = None
     noise_multiplier: Positive | None = None
     target_delta: Fraction
-    unit: Literal["example"] = "example"
-    clipping: Literal["flat"] = "flat"
+    unit: Literal["example", "user"] = Field(
+        "example",
+        description="what is protected: an example with its augmentations, or all that a user (data.user) has",
+    )
+    clipping: Literal["flat", "automatic", "adaptive", "per_layer"] = "flat"
     clipping_norm: Positive = 0.1
-    sampler: Literal["poisson"] = "poisson"
+    clip_unit: Literal["example", "microbatch"] = "example"
+    microbatch_size: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="examples in one, on average, of clip_unit = 'microbatch'; default 8"
+    )
+    sampler: Literal["poisson", "truncated_poisson"] = "poisson"
+    max_batch_size: Count | None = Field(
+        None, description="cap of truncated_poisson; default: as small as costs 0.1 % of epsilon"
+    )
+    examples_per_user: Count | None = Field(
+        None, description="of unit = 'user': what one user adds to a step at most; default 8"
+    )
+    quantile: Fraction | None = Field(
+        None, description="of clipping = 'adaptive': the share of gradients left unclipped; default 0.5"
+    )
+    secure_noise: bool = Field(False, description="noise from a cryptographic keystream")
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -183,6 +200,23 @@ class PrivacyConfig(_Section):
             raise ValueError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
         if self.target_delta > 0.1:
             raise ValueError("privacy.target_delta must be far below 1/n, such as 1e-5")
+        return self
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        """Refuse a key that another key's value would leave without effect."""
+        for key, needed, value in (
+            ("microbatch_size", "clip_unit", "microbatch"),
+            ("max_batch_size", "sampler", "truncated_poisson"),
+            ("examples_per_user", "unit", "user"),
+            ("quantile", "clipping", "adaptive"),
+        ):
+            if getattr(self, key) is not None and getattr(self, needed) != value:
+                raise ValueError(f"privacy.{key} goes with privacy.{needed} = '{value}'")
+        if self.clip_unit == "microbatch" and (self.unit != "example" or self.clipping == "adaptive"):
+            raise ValueError(
+                "privacy.clip_unit = 'microbatch' goes with unit 'example', and not with clipping 'adaptive'"
+            )
         return self
 
 

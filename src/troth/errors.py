@@ -9,7 +9,8 @@ TrothError                     exit code 1: the work failed
 ├── PrivacyError               exit code 2: a guarantee would be void (fail closed)
 │   ├── UnsupportedModuleError a trainable parameter that cannot be clipped per example
 │   ├── BudgetError            the data set's budget does not cover the plan
-│   └── EngineStateError       the private engine was driven in an order that would void its guarantee
+│   ├── EngineStateError       the private engine was driven in an order that would void its guarantee
+│   └── SelfCheckError         the private engine disagrees with plain autograd on this model
 ├── RunError                   exit code 1: a run folder, its index or its disk
 │   ├── Interrupted            exit code 1: the user stopped it; what was done can be resumed
 │   └── ResumeError            exit code 2: nothing to resume, or resumed under a changed configuration
@@ -31,6 +32,7 @@ __all__ = [
     "PrivacyError",
     "ResumeError",
     "RunError",
+    "SelfCheckError",
     "TrothError",
     "UnsupportedModuleError",
 ]
@@ -80,6 +82,10 @@ class BudgetError(PrivacyError):
 
 class EngineStateError(PrivacyError):
     """The private engine was driven in an order that would void its guarantee."""
+
+
+class SelfCheckError(PrivacyError):
+    """The private engine was tried on the model before anything was released, and is not exact on it."""
 
 
 class RunError(TrothError):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from troth.accounting.plan import PrivacyPlan
-from troth.dp import PrivateEngine
+from troth.dp import Observer, PrivateEngine
 from troth.seeds import PrivateRandomness
 
 Batch = dict[str, Tensor]
@@ -108,7 +108,11 @@ def private_step(
             norms.setdefault(name, []).append(squared.clone())
 
     engine = PrivateEngine(
-        model, update, plan_for(case.rows, clipping_norm=clipping_norm), PrivateRandomness(), record_norms=record
+        model,
+        update,
+        plan_for(case.rows, clipping_norm=clipping_norm),
+        PrivateRandomness(),
+        observer=Observer(norms=record),
     )
     assert len(engine.sample()) == case.rows
     size = physical or case.rows

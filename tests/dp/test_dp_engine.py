@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import troth.dp.embedding
 import troth.dp.linear
 from troth.accounting.plan import PrivacyPlan
-from troth.dp import PrivateEngine, poisson_sample
+from troth.dp import Observer, PrivateEngine, poisson_sample
 from troth.errors import BudgetError, EngineStateError, UnsupportedModuleError
 from troth.results import Privacy
 from troth.seeds import PrivateRandomness
@@ -128,7 +128,7 @@ def test_an_empty_batch_makes_a_step_of_noise_alone() -> None:
     before = _weights(case.model)
     key = _key(plan, False)
     engine = PrivateEngine(
-        case.model, _sgd(case.model), plan, key, record_noise=lambda flat: noise.append(flat.clone())
+        case.model, _sgd(case.model), plan, key, observer=Observer(noise=lambda flat: noise.append(flat.clone()))
     )
     assert len(engine.sample()) == 0
     engine.step()
@@ -146,7 +146,7 @@ def test_a_first_empty_batch_does_not_hide_an_unused_parameter() -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
     plan = plan_for(1, examples=1000, noise_multiplier=1.0)
-    engine = PrivateEngine(model, _sgd(model), plan, _key(plan, False, False, True))
+    engine = PrivateEngine(model, _sgd(model), plan, _key(plan, False, False, True), self_check=False)
     for _ in range(2):
         engine.sample()
         engine.step()

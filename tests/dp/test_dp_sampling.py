@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from troth.accounting.plan import PrivacyPlan
-from troth.dp import PrivateEngine, poisson_sample
+from troth.dp import Observer, PrivateEngine, poisson_sample
 from troth.seeds import PrivateRandomness
 
 ALARM = 1e-6  # false-alarm rate of each statistical check below, for the fixed seeds' choice
@@ -92,7 +92,7 @@ def test_the_running_loop_agrees_with_the_event_of_its_plan() -> None:
         plan,
         PrivateRandomness.create(4),
         before_step=spent.append,
-        record_noise=lambda flat: noise.append(flat.clone()),
+        observer=Observer(noise=lambda flat: noise.append(flat.clone())),
     )
     while engine.step_index < plan.steps:
         rows = torch.from_numpy(engine.sample())

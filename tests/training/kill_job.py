@@ -20,7 +20,7 @@ from training_world import config, inputs, plan_of, reserve, weights
 
 from troth import files
 from troth.accounting import Ledger, PrivacyPlan
-from troth.dp import PrivateEngine
+from troth.dp import Observer, PrivateEngine
 from troth.seeds import PrivateRandomness
 from troth.training import SilentProgress, fit
 from troth.training import private as private_module
@@ -32,7 +32,7 @@ class LoggingEngine(PrivateEngine):
     log: Path
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, record_noise=self._noise, **kwargs)
+        super().__init__(*args, observer=Observer(noise=self._noise), **kwargs)
         self._line = ""
 
     def _write(self, line: str) -> None:

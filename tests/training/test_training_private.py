@@ -391,10 +391,10 @@ def test_a_tensor_that_does_not_move_is_an_error(tmp_path: Path, monkeypatch: py
     stuck, parameter = list(given.model.named_parameters())[-1]
 
     class Stale(PrivateEngine):
-        def step(self) -> None:
+        def __init__(self, model: object, optimizer: torch.optim.Optimizer, *args: object, **kwargs: object) -> None:
+            super().__init__(model, optimizer, *args, **kwargs)
             kept = parameter.detach().clone()
-            super().step()
-            parameter.data.copy_(kept)
+            optimizer.register_step_post_hook(lambda *_: parameter.data.copy_(kept))
 
     monkeypatch.setattr(private_module, "PrivateEngine", Stale)
     with pytest.raises(EngineStateError, match=f"parameter {stuck} did not move"):

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, make_plan
 from troth.config import RunConfig, parse
 from troth.data import Table, from_rows
-from troth.dp import PrivateEngine
+from troth.dp import Observer, PrivateEngine
 from troth.seeds import PublicSeeds
 from troth.tasks import Batch, make_model, make_task
 from troth.tasks.classification import Classification
@@ -167,7 +167,7 @@ class RecordingEngine(PrivateEngine):
     """A private engine that writes down what it draws; nothing else differs."""
 
     def __init__(self, *args: Any, draws: Draws, **kwargs: Any) -> None:
-        super().__init__(*args, record_noise=self._record, **kwargs)
+        super().__init__(*args, observer=Observer(noise=self._record), **kwargs)
         self._draws, self._rows = draws, ()
 
     def sample(self) -> np.ndarray:

@@ -10,6 +10,7 @@ from troth.accounting.cache import remembered
 from troth.accounting.mechanism import Mechanism, best_renyi_epsilon
 from troth.accounting.pld import discretization, epsilon_at_width, remembered_epsilon
 from troth.errors import PrivacyError
+from troth.results import Json
 
 __all__ = ["calibrate_noise_multiplier"]
 
@@ -20,7 +21,15 @@ _SECANTS, _NEWTON, _BISECTIONS = 8, 6, 40
 _SMALLEST, _LARGEST = 1e-3, 1e7
 
 
-def calibrate_noise_multiplier(target_epsilon: float, delta: float, sampling_rate: float, steps: int) -> float:
+def calibrate_noise_multiplier(
+    target_epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    *,
+    max_batch_size: int | None = None,
+    units: int | None = None,
+) -> float:
     """Return the smallest noise multiplier whose epsilon does not exceed the target, to 0.1 % from above.
 
     A Rényi bound (milliseconds) gives a start from above, coarse privacy loss distributions (a tenth of a second) the
@@ -32,6 +41,8 @@ def calibrate_noise_multiplier(target_epsilon: float, delta: float, sampling_rat
         delta: in (0, 1).
         sampling_rate: in (0, 1].
         steps: at least 1.
+        max_batch_size: cap of truncated Poisson sampling; None for plain Poisson.
+        units: the number of units, which a cap needs.
 
     Guarantees:
         - the epsilon of the returned noise multiplier is at most the target;
@@ -48,8 +59,15 @@ def calibrate_noise_multiplier(target_epsilon: float, delta: float, sampling_rat
         raise PrivacyError(f"sampling_rate = {sampling_rate}: give a number above 0 and at most 1")
     if steps < 1:
         raise PrivacyError(f"steps = {steps}: give at least 1")
-    search = _Search(target_epsilon, delta, sampling_rate, steps)
-    key = {"epsilon": target_epsilon, "delta": delta, "sampling_rate": sampling_rate, "steps": steps}
+    search = _Search(target_epsilon, delta, sampling_rate, steps, max_batch_size, units)
+    key: dict[str, Json] = {
+        "epsilon": target_epsilon,
+        "delta": delta,
+        "sampling_rate": sampling_rate,
+        "steps": steps,
+    }
+    if max_batch_size is not None:
+        key |= {"max_batch_size": max_batch_size, "units": units}
     return remembered("noise-multiplier", key, search.run)
 
 
@@ -59,12 +77,15 @@ class _Search:
     delta: float
     sampling_rate: float
     steps: int
+    max_batch_size: int | None
+    units: int | None
 
     def parts(self, sigma: float) -> list[tuple[Mechanism, int]]:
-        return [(Mechanism(self.sampling_rate, sigma), self.steps)]
+        return [(Mechanism(self.sampling_rate, sigma, self.max_batch_size, self.units), self.steps)]
 
     def renyi(self, sigma: float) -> float:
-        return best_renyi_epsilon(self.parts(sigma), self.delta)
+        """Return the Rényi figure without truncation: a start for the search, certified by nothing."""
+        return best_renyi_epsilon([(m.untruncated, n) for m, n in self.parts(sigma)], self.delta)
 
     def coarse(self, sigma: float) -> float:
         parts = self.parts(sigma)

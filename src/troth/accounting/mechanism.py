@@ -1,11 +1,11 @@
-"""One step of private training as the accountants see it: the Poisson-subsampled Gaussian, and its Rényi divergence."""
+"""One step of private training as the accountants see it: the subsampled Gaussian, and its Rényi divergence."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -22,32 +22,50 @@ _ROUNDING = 1.0 + 1e-9  # far above the float64 error of the sum below; keeps ev
 
 @dataclass(frozen=True)
 class Mechanism:
-    """One step: each example joins with probability `sampling_rate`; the clipped sum gets Gaussian noise.
+    """One step: each unit joins with probability `sampling_rate`; the clipped sum gets Gaussian noise.
 
     Attributes:
         sampling_rate: q in (0, 1].
-        noise_multiplier: sigma, noise standard deviation divided by the clipping norm; 0 means no privacy.
+        noise_multiplier: sigma, noise standard deviation divided by the sensitivity; 0 means no privacy.
+        max_batch_size: truncated Poisson sampling: of a larger sample a uniform subset of this size is kept; None for
+            plain Poisson.
+        units: the public number of units n, which truncation needs; None for plain Poisson.
     """
 
     sampling_rate: float
     noise_multiplier: float
+    max_batch_size: int | None = None
+    units: int | None = None
+
+    @property
+    def untruncated(self) -> Mechanism:
+        """The same step without a cap: what the capped one tends to as the cap grows, never a bound on it."""
+        return Mechanism(self.sampling_rate, self.noise_multiplier)
 
     def event(self, steps: int) -> dp_accounting.DpEvent:
-        """Return the event of `steps` such steps (add-or-remove-one neighbours)."""
+        """Return the event of `steps` such steps: add-or-remove-one neighbours, zero-out ones where truncated."""
         import dp_accounting
 
-        gaussian = dp_accounting.GaussianDpEvent(self.noise_multiplier)
-        return dp_accounting.SelfComposedDpEvent(
-            dp_accounting.PoissonSampledDpEvent(self.sampling_rate, gaussian), steps
-        )
+        if self.max_batch_size is not None and self.units is not None:
+            step = dp_accounting.TruncatedSubsampledGaussianDpEvent(
+                self.units, self.sampling_rate, self.max_batch_size, self.noise_multiplier
+            )
+        else:
+            gaussian = dp_accounting.GaussianDpEvent(self.noise_multiplier)
+            step = dp_accounting.PoissonSampledDpEvent(self.sampling_rate, gaussian)
+        return dp_accounting.SelfComposedDpEvent(step, steps)
 
     def covers(self, other: Mechanism) -> bool:
         """Return whether a step of `other` leaks at most what a step of this one leaks, on every pair of data sets.
 
         More noise is post-processing of less noise, and a lower sampling rate mixes in more of the output without the
-        example (joint convexity of the hockey-stick divergence), so both are dominated by this mechanism.
+        example (joint convexity of the hockey-stick divergence), so both are dominated by this mechanism. Truncated
+        steps are compared with steps of the same rate, cap and number of units only.
         """
-        return other.sampling_rate <= self.sampling_rate and other.noise_multiplier >= self.noise_multiplier
+        quieter = other.noise_multiplier >= self.noise_multiplier
+        if self.max_batch_size is not None or other.max_batch_size is not None:
+            return quieter and replace(other, noise_multiplier=self.noise_multiplier) == self
+        return quieter and other.sampling_rate <= self.sampling_rate
 
     def renyi(self, order: int) -> float:
         """Return the Rényi divergence of one step at an integer order >= 2, in nats, rounded up.
@@ -56,7 +74,11 @@ class Mechanism:
         section 3.3: the order-a moment is the sum over k of C(a,k) (1-q)^(a-k) q^k exp((k^2-k)/(2 sigma^2)). The
         terms k = 0 and 1 and the binomial weights of the others sum to 1, hence we take log(1 + sum over k >= 2 of
         weight_k * expm1((k^2-k)/(2 sigma^2))), which loses no digits where q is tiny.
+
+        Infinity for a truncated step: no bound is known to us, so that only privacy loss distributions account for it.
         """
+        if self.max_batch_size is not None:
+            return math.inf
         return _renyi(self, order)
 
 

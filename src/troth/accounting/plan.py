@@ -21,29 +21,45 @@ if TYPE_CHECKING:
 __all__ = ["PrivacyPlan", "make_plan"]
 
 
+_QUANTILE_STEP = 0.2  # Andrew et al. found it to work across six data sets (arXiv 1905.03871, section 3)
+
+
 @dataclass(frozen=True)
 class PrivacyPlan:
     """A run of DP-SGD, fixed before it starts: `steps` steps, each a Poisson sample, a clipped sum and Gaussian noise.
 
     Attributes:
-        examples: n, the number of training examples; treated as public.
-        expected_batch_size: B; the sum of clipped gradients is divided by it, never by the batch that was drawn.
-        sampling_rate: q = B / n, in (0, 1]: the chance of each example to be in a batch.
+        examples: n, the number of units to protect: examples (with all their augmentations), or users; public.
+        expected_batch_size: B, in units; the sum of clipped gradients is divided by what B implies, never by the batch
+            that was drawn.
+        sampling_rate: q = B / n, in (0, 1]: the chance of each unit to be in a batch.
         steps: optimizer steps of the whole run.
-        noise_multiplier: sigma, noise standard deviation divided by `clipping_norm`; 0 (tests) gives epsilon infinity.
-        clipping_norm: C, the bound on one example's gradient in the L2 norm.
+        noise_multiplier: sigma, what the accountants see: noise standard deviation divided by the sensitivity of what
+            it is added to; 0 (tests) gives epsilon infinity.
+        clipping_norm: C, the bound on one clipped gradient in the L2 norm; where it adapts, its first value.
         delta: below 1/n.
         unit: what neighbouring data sets differ in.
-        neighboring_relation: how they differ in it.
+        neighboring_relation: how they differ in it: ``add_remove``, or ``zero_out`` (n fixed) where truncated.
         sampler: how batches are drawn.
         accountant: what `epsilon` is computed with.
+        clipping: ``flat`` (Abadi et al., arXiv 1607.00133); ``automatic``: AUTO-S, C / (norm + 0.01) (Bu et al.,
+            arXiv 2206.07136); ``adaptive``: C follows a quantile of the norms by noisy counts, which are paid for
+            (Andrew et al., arXiv 1905.03871); ``per_layer``: every module clips to its share of C.
+        clip_unit: ``example`` clips the gradient of each unit; ``microbatch`` clips mean gradients of randomly drawn
+            groups, at twice the sensitivity.
+        microbatch_size: m, the expected number of units in a micro-batch; 1 where units are clipped.
+        max_batch_size: the cap of ``truncated_poisson``; None for plain Poisson.
+        examples_per_user: how many examples one user adds to a step at most; None where the unit is the example.
+        quantile: the share of gradients that ``adaptive`` leaves unclipped, in (0, 1); None otherwise.
+        quantile_noise: standard deviation of the noise on that count; None otherwise.
+        secure_noise: whether the noise comes from a cryptographic keystream.
 
     Guarantees:
         - the event and epsilon speak of the same steps, sampling rate and noise as the engine that runs this value;
         - epsilon is pessimistic: never below the true figure.
 
     Raises:
-        PrivacyError: a field is out of range, delta is not below 1/n, or q is not B / n.
+        PrivacyError: a field is out of range, delta is not below 1/n, q is not B / n, or fields contradict each other.
 
     >>> plan = PrivacyPlan(1000, 100, 0.1, 30, 1.0, 0.1, 1e-5)
     >>> plan.sum_noise_std
@@ -59,10 +75,18 @@ class PrivacyPlan:
     noise_multiplier: float
     clipping_norm: float
     delta: float
-    unit: Literal["example"] = "example"
-    neighboring_relation: Literal["add_remove"] = "add_remove"
-    sampler: Literal["poisson"] = "poisson"
+    unit: Literal["example", "user"] = "example"
+    neighboring_relation: Literal["add_remove", "zero_out"] = "add_remove"
+    sampler: Literal["poisson", "truncated_poisson"] = "poisson"
     accountant: Literal["pld"] = "pld"
+    clipping: Literal["flat", "automatic", "adaptive", "per_layer"] = "flat"
+    clip_unit: Literal["example", "microbatch"] = "example"
+    microbatch_size: int = 1
+    max_batch_size: int | None = None
+    examples_per_user: int | None = None
+    quantile: float | None = None
+    quantile_noise: float | None = None
+    secure_noise: bool = False
 
     def __post_init__(self) -> None:
         _check_sizes(self.examples, self.expected_batch_size)
@@ -78,22 +102,52 @@ class PrivacyPlan:
         if not (math.isfinite(self.clipping_norm) and self.clipping_norm > 0):
             raise PrivacyError(f"clipping_norm = {self.clipping_norm}: give a finite number above 0")
         check_delta(self.delta, self.examples)
-        fixed = (self.unit, self.neighboring_relation, self.sampler, self.accountant)
-        if fixed != ("example", "add_remove", "poisson", "pld"):
-            raise PrivacyError(
-                f"{', '.join(fixed)}: this version accounts for unit example, neighbours add_remove, "
-                "sampler poisson and accountant pld only"
-            )
+        _check_words(self)
+        _check_sampler(self)
+        _check_clip_unit(self)
+        _check_quantile(self)
+
+    @property
+    def sensitivity(self) -> float:
+        """How far one unit moves the sum of clipped gradients at most: C, or 2 C where micro-batches are clipped.
+
+        A unit that is added to a micro-batch turns one vector of norm at most C into another.
+        """
+        return self.clipping_norm * (2 if self.clip_unit == "microbatch" else 1)
+
+    @property
+    def gradient_noise_multiplier(self) -> float:
+        """Noise on the gradients over their sensitivity: sigma, or a little more where a noisy count shares sigma.
+
+        Andrew et al. (arXiv 1905.03871), theorem 1: (sigma^-2 - (2 sigma_b)^-2)^(-1/2) with sigma_b the noise on the
+        count of units minus one half each, whose sensitivity is 1/2.
+        """
+        sigma = self.noise_multiplier
+        if self.quantile_noise is None or sigma == 0:
+            return sigma
+        return 1 / math.sqrt(1 / sigma**2 - 1 / (2 * self.quantile_noise) ** 2)
 
     @property
     def sum_noise_std(self) -> float:
-        """Standard deviation of the noise on each coordinate of the sum of clipped gradients: sigma times C."""
-        return self.noise_multiplier * self.clipping_norm
+        """Standard deviation of the noise on each coordinate of the sum of clipped gradients (at the first C)."""
+        return self.gradient_noise_multiplier * self.sensitivity
+
+    @property
+    def divisor(self) -> int:
+        """What the noisy sum is divided by: the expected number of clipped gradients, a public number."""
+        return math.ceil(self.expected_batch_size / self.microbatch_size)
+
+    @property
+    def quantile_step(self) -> float:
+        """How fast an adaptive C moves: the factor of one step is exp(-step (share unclipped - quantile))."""
+        return _QUANTILE_STEP
 
     @property
     def mechanism(self) -> Mechanism:
         """One step of the plan, as the accountants see it."""
-        return Mechanism(self.sampling_rate, self.noise_multiplier)
+        if self.max_batch_size is None:
+            return Mechanism(self.sampling_rate, self.noise_multiplier)
+        return Mechanism(self.sampling_rate, self.noise_multiplier, self.max_batch_size, self.examples)
 
     def event(self, steps: int | None = None) -> dp_accounting.DpEvent:
         """Return the event of the first `steps` steps (default: all): SelfComposed(PoissonSampled(Gaussian))."""
@@ -168,33 +222,104 @@ def check_delta(delta: float, examples: int) -> None:
         )
 
 
+def _check_words(plan: PrivacyPlan) -> None:
+    allowed: dict[str, tuple[object, ...]] = {
+        "unit": ("example", "user"),
+        "sampler": ("poisson", "truncated_poisson"),
+        "accountant": ("pld",),
+        "clipping": ("flat", "automatic", "adaptive", "per_layer"),
+        "clip_unit": ("example", "microbatch"),
+        "secure_noise": (True, False),
+    }
+    for name, values in allowed.items():
+        if getattr(plan, name) not in values:
+            raise PrivacyError(f"{name} = {getattr(plan, name)!r}: give {' or '.join(map(str, values))}")
+
+
+def _check_sampler(plan: PrivacyPlan) -> None:
+    truncated = plan.sampler == "truncated_poisson"
+    relation = "zero_out" if truncated else "add_remove"
+    if plan.neighboring_relation != relation:
+        raise PrivacyError(
+            f"neighboring_relation = {plan.neighboring_relation!r}: sampler {plan.sampler} is accounted for by "
+            f"{relation}"
+        )
+    if truncated != (plan.max_batch_size is not None):
+        raise PrivacyError("max_batch_size goes with sampler truncated_poisson, which needs it")
+    if plan.max_batch_size is not None and not plan.expected_batch_size <= plan.max_batch_size <= plan.examples:
+        raise PrivacyError(
+            f"max_batch_size = {plan.max_batch_size}: give a number from expected_batch_size = "
+            f"{plan.expected_batch_size} to the {plan.examples} units"
+        )
+
+
+def _check_clip_unit(plan: PrivacyPlan) -> None:
+    if (plan.clip_unit == "microbatch") != (plan.microbatch_size > 1):
+        raise PrivacyError(
+            f"microbatch_size = {plan.microbatch_size} with clip_unit {plan.clip_unit}: micro-batches hold 2 or more "
+            "examples, other clip units 1"
+        )
+    if plan.microbatch_size > plan.expected_batch_size:
+        raise PrivacyError(
+            f"microbatch_size = {plan.microbatch_size}: give at most expected_batch_size = {plan.expected_batch_size}"
+        )
+    if plan.clip_unit == "microbatch" and (plan.unit != "example" or plan.clipping == "adaptive"):
+        raise PrivacyError("clip_unit microbatch goes with unit example and with clipping flat, automatic or per_layer")
+    if (plan.unit == "user") != (plan.examples_per_user is not None):
+        raise PrivacyError("examples_per_user goes with unit user, which needs it")
+    if plan.examples_per_user is not None and plan.examples_per_user < 1:
+        raise PrivacyError(f"examples_per_user = {plan.examples_per_user}: give at least 1")
+
+
+def _check_quantile(plan: PrivacyPlan) -> None:
+    adaptive = plan.clipping == "adaptive"
+    if adaptive != (plan.quantile is not None) or adaptive != (plan.quantile_noise is not None):
+        raise PrivacyError("quantile and quantile_noise go with clipping adaptive, which needs both")
+    if plan.quantile is not None and not 0 < plan.quantile < 1:
+        raise PrivacyError(f"quantile = {plan.quantile}: give a number between 0 and 1")
+    if plan.quantile_noise is not None and not plan.quantile_noise > plan.noise_multiplier / 2:
+        raise PrivacyError(
+            f"quantile_noise = {plan.quantile_noise:g}: must exceed half the noise multiplier "
+            f"{plan.noise_multiplier:g}, else the count alone would spend more than the plan"
+        )
+
+
 def make_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> PrivacyPlan:
-    """Return the plan of a run over `examples` training examples.
+    """Return the plan of a run over `examples` units: training examples, or users.
 
     steps = epochs * ceil(n / B). With a target epsilon the noise multiplier is the smallest whose epsilon does not
-    exceed it (`calibrate_noise_multiplier`); with a noise multiplier it is taken as given.
+    exceed it (`calibrate_noise_multiplier`); with a noise multiplier it is taken as given. The cap of truncated Poisson
+    sampling is chosen by `choose_max_batch_size` unless it is given.
 
     Raises:
-        ConfigError: the expected batch size exceeds the number of examples.
+        ConfigError: the expected batch size exceeds the number of units.
         PrivacyError: delta is not below 1/n, or the target cannot be reached.
     """
     from troth.accounting.calibrate import calibrate_noise_multiplier
+    from troth.accounting.truncation import choose_max_batch_size
 
-    batch = train.expected_batch_size
+    batch, delta = train.expected_batch_size, privacy.target_delta
     if batch > examples > 0:
+        what = "users" if privacy.unit == "user" else "training examples"
         raise ConfigError(
-            f"train.expected_batch_size = {batch}: exceeds the {examples} training examples; give at most {examples}"
+            f"train.expected_batch_size = {batch}: exceeds the {examples} {what}; give at most {examples}"
         )
     _check_sizes(examples, batch)
-    _check_sizes(examples, batch)
-    check_delta(privacy.target_delta, examples)
+    check_delta(delta, examples)
     rate, steps = batch / examples, train.epochs * math.ceil(examples / batch)
-    if privacy.target_epsilon is not None:
-        sigma = calibrate_noise_multiplier(privacy.target_epsilon, privacy.target_delta, rate, steps)
-    elif privacy.noise_multiplier is not None:
-        sigma = privacy.noise_multiplier
-    else:
-        raise ConfigError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
+    sigma = privacy.noise_multiplier
+    if sigma is None:
+        if privacy.target_epsilon is None:
+            raise ConfigError("give exactly one of privacy.target_epsilon and privacy.noise_multiplier")
+        sigma = calibrate_noise_multiplier(privacy.target_epsilon, delta, rate, steps)
+    cap = None
+    if privacy.sampler == "truncated_poisson":
+        cap = privacy.max_batch_size or choose_max_batch_size(Mechanism(rate, sigma), examples, steps, delta)
+        if privacy.target_epsilon is not None and batch <= cap <= examples:
+            sigma = calibrate_noise_multiplier(
+                privacy.target_epsilon, delta, rate, steps, max_batch_size=cap, units=examples
+            )
+    adaptive = privacy.clipping == "adaptive"
     return PrivacyPlan(
         examples=examples,
         expected_batch_size=batch,
@@ -202,7 +327,16 @@ def make_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> Priv
         steps=steps,
         noise_multiplier=sigma,
         clipping_norm=privacy.clipping_norm,
-        delta=privacy.target_delta,
+        delta=delta,
         unit=privacy.unit,
+        neighboring_relation="add_remove" if cap is None else "zero_out",
         sampler=privacy.sampler,
+        clipping=privacy.clipping,
+        clip_unit=privacy.clip_unit,
+        microbatch_size=(privacy.microbatch_size or 8) if privacy.clip_unit == "microbatch" else 1,
+        max_batch_size=cap,
+        examples_per_user=(privacy.examples_per_user or 8) if privacy.unit == "user" else None,
+        quantile=(privacy.quantile or 0.5) if adaptive else None,
+        quantile_noise=max(batch / 20, 2 * sigma) if adaptive else None,
+        secure_noise=privacy.secure_noise,
     )

@@ -26,17 +26,22 @@ def merged(parts: Iterable[tuple[Mechanism, int]]) -> Parts:
     for mechanism, count in parts:
         steps[mechanism] = steps.get(mechanism, 0) + count
     kept = [(m, n) for m, n in steps.items() if n > 0]
-    return tuple(sorted(kept, key=lambda part: (part[0].sampling_rate, part[0].noise_multiplier)))
+    return tuple(sorted(kept, key=lambda part: _sizes(part[0])))
+
+
+def _sizes(mechanism: Mechanism) -> list[float]:
+    capped = [] if mechanism.max_batch_size is None else [mechanism.max_batch_size, mechanism.units or 0]
+    return [mechanism.sampling_rate, mechanism.noise_multiplier, *capped]
 
 
 def discretization(parts: Sequence[tuple[Mechanism, int]], delta: float) -> float:
     """Return the width at which privacy losses are rounded up, in nats.
 
-    1e-4 where epsilon lies between 1 and 20 (by the Rényi bound); in proportion to epsilon outside, so that small
-    epsilons stay sharp and large ones stay cheap. Losses are only ever rounded towards a larger epsilon, hence the
-    width moves the figure's tightness, never its validity.
+    1e-4 where epsilon lies between 1 and 20 (by the Rényi bound, without truncation); in proportion to epsilon
+    outside, so that small epsilons stay sharp and large ones stay cheap. Losses are only ever rounded towards a larger
+    epsilon, hence the width moves the figure's tightness, never its validity.
     """
-    rough = best_renyi_epsilon(parts, delta)
+    rough = best_renyi_epsilon([(m.untruncated, n) for m, n in parts], delta)
     return _INTERVAL * max(rough / 20.0, min(1.0, max(rough, 0.01)))
 
 
@@ -55,6 +60,14 @@ def _one_step(mechanism: Mechanism, width: float) -> privacy_loss_distribution.P
     import dp_accounting
     from dp_accounting.pld import privacy_loss_distribution
 
+    if mechanism.max_batch_size is not None and mechanism.units is not None:
+        return privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+            mechanism.units,
+            mechanism.sampling_rate,
+            mechanism.max_batch_size,
+            mechanism.noise_multiplier,
+            value_discretization_interval=width,
+        )
     return privacy_loss_distribution.from_gaussian_mechanism(
         mechanism.noise_multiplier,
         pessimistic_estimate=True,
@@ -85,7 +98,7 @@ def composed_epsilon(parts: Iterable[tuple[Mechanism, int]], delta: float) -> fl
 
 
 def _key(parts: Parts, delta: float) -> dict[str, Json]:
-    return {"parts": [[m.sampling_rate, m.noise_multiplier, n] for m, n in parts], "delta": delta}
+    return {"parts": [[*_sizes(m), n] for m, n in parts], "delta": delta}
 
 
 def remembered_epsilon(parts: Iterable[tuple[Mechanism, int]], delta: float) -> float:

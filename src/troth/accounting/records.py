@@ -77,7 +77,11 @@ def _dataset(row: sqlite3.Row) -> DatasetRecord:
     if row["rule_order"] is not None:
         way = RenyiFilter(row["rule_order"])
     elif row["rule_sampling_rate"] is not None:
-        way = OneMechanism(Mechanism(row["rule_sampling_rate"], row["rule_noise_multiplier"]))
+        way = OneMechanism(
+            Mechanism(
+                row["rule_sampling_rate"], row["rule_noise_multiplier"], row["rule_max_batch_size"], row["rule_units"]
+            )
+        )
     return DatasetRecord(row["id"], bool(row["declared"]), row["unit"], row["neighboring_relation"], budget, way)
 
 
@@ -96,14 +100,13 @@ def set_way(database: sqlite3.Connection, key: str, way: Way | None) -> None:
     """Write the rule a budget goes by, or that it has none yet."""
     order = way.order if isinstance(way, RenyiFilter) else None
     mechanism = way.mechanism if isinstance(way, OneMechanism) else None
+    rule: tuple[float | None, ...] = (None,) * 4
+    if mechanism is not None:
+        rule = (mechanism.sampling_rate, mechanism.noise_multiplier, mechanism.max_batch_size, mechanism.units)
     database.execute(
-        "UPDATE datasets SET rule_order = ?, rule_sampling_rate = ?, rule_noise_multiplier = ? WHERE id = ?",
-        (
-            order,
-            None if mechanism is None else mechanism.sampling_rate,
-            None if mechanism is None else mechanism.noise_multiplier,
-            key,
-        ),
+        "UPDATE datasets SET rule_order = ?, rule_sampling_rate = ?, rule_noise_multiplier = ?, "
+        "rule_max_batch_size = ?, rule_units = ? WHERE id = ?",
+        (order, *rule, key),
     )
 
 

@@ -15,7 +15,7 @@ from troth.errors import RunError
 __all__ = ["LedgerStore"]
 
 _KEY_BYTES = 32
-_VERSION = 1
+_VERSION = 2
 _ADVICE = {
     "SQLITE_BUSY": "another process holds it; try again when that has finished",
     "SQLITE_LOCKED": "another process holds it; try again when that has finished",
@@ -38,6 +38,8 @@ CREATE TABLE datasets (
     rule_order INTEGER CHECK (rule_order >= 2),
     rule_sampling_rate REAL,
     rule_noise_multiplier REAL,
+    rule_max_batch_size INTEGER,
+    rule_units INTEGER,
     created TEXT NOT NULL,
     CHECK (rule_order IS NULL OR rule_sampling_rate IS NULL)
 );
@@ -165,6 +167,15 @@ class LedgerStore:
                 new_key.replace(self._key_path)
             _sync_folder(self.home)
 
+    def _upgrade(self) -> None:
+        """Give a database of version 1 the columns of version 2; another process may have done so meanwhile."""
+        with self.write() as database:
+            if database.execute("PRAGMA user_version").fetchone()[0] >= _VERSION:
+                return
+            for statement in filter(None, map(str.strip, _ADDED_IN_2.split(";"))):
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {_VERSION}")
+
     def _verify(self) -> None:
         """Refuse a damaged database, one of a newer troth, and one that another key belongs to."""
         with self._translated():
@@ -178,8 +189,16 @@ class LedgerStore:
             if version < 1 or database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
                 raise RunError(f"privacy ledger {self.path}: {_ADVICE['SQLITE_CORRUPT']}")
             known = database.execute("SELECT value FROM meta WHERE name = 'key'").fetchone()
+        if version < _VERSION:
+            self._upgrade()
         if known is None or known[0] != _fingerprint(self.key):
             raise RunError(f"privacy ledger {self.path}: {self._key_path.name} is not its key; restore the right one")
+
+
+_ADDED_IN_2 = """
+ALTER TABLE datasets ADD COLUMN rule_max_batch_size INTEGER;
+ALTER TABLE datasets ADD COLUMN rule_units INTEGER;
+"""
 
 
 def _connect(path: Path, mode: str, busy_seconds: float) -> sqlite3.Connection:

@@ -6,5 +6,19 @@ from troth.data.raw import LONGEST_ROW
 from troth.data.read import load, read
 from troth.data.roles import REQUIRED
 from troth.data.table import ROLES, Splits, Table, from_rows
+from troth.data.units import Units, privacy_units
 
-__all__ = ["LONGEST_ROW", "REQUIRED", "ROLES", "Splits", "Table", "from_rows", "home", "load", "read", "row_hashes"]
+__all__ = [
+    "LONGEST_ROW",
+    "REQUIRED",
+    "ROLES",
+    "Splits",
+    "Table",
+    "Units",
+    "from_rows",
+    "home",
+    "load",
+    "privacy_units",
+    "read",
+    "row_hashes",
+]

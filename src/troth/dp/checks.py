@@ -14,7 +14,18 @@ from troth.errors import EngineStateError, PrivacyError, UnsupportedModuleError
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-__all__ = ["probe_independence", "refuse_losses", "refuse_mismatch", "refuse_unseen", "trainable"]
+    from troth.accounting.plan import PrivacyPlan
+    from troth.data import Units
+
+__all__ = [
+    "probe_independence",
+    "refuse_changed",
+    "refuse_losses",
+    "refuse_mismatch",
+    "refuse_other_units",
+    "refuse_unseen",
+    "trainable",
+]
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -60,6 +71,24 @@ def refuse_changed(attached: Sequence[nn.Parameter], model: nn.Module, optimizer
         what = f"parameter {added[0]} was added or unfrozen" if added else "a parameter was removed, frozen or added"
         raise EngineStateError(
             f"{what} after the private engine was attached: detach it, make a new optimizer, attach a new engine"
+        )
+
+
+def refuse_other_units(plan: PrivacyPlan, units: Units) -> None:
+    """Check that the plan speaks of these units.
+
+    Raises:
+        PrivacyError: their number is another, or a user-level plan has no rows by user.
+    """
+    if len(units) != plan.examples:
+        raise PrivacyError(
+            f"the plan is for {plan.examples} units, the data have {len(units)}: make the plan for these, or pass "
+            "units=privacy_units(table, unit)"
+        )
+    if plan.unit == "user" and units.all_single and plan.examples_per_user != 1:
+        raise PrivacyError(
+            "the plan protects users and allows several examples of each, but every row is a user of its own: pass "
+            "units=privacy_units(table, 'user'), or set examples_per_user to 1"
         )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -11,24 +10,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from troth.data import Units
+from troth.dp.batches import PhysicalBatch, draw_groups, physical_batches
 from troth.dp.blocks import Block, make_blocks
 from troth.dp.checks import (
     probe_independence,
     refuse_changed,
     refuse_losses,
     refuse_mismatch,
+    refuse_other_units,
     refuse_unseen,
     trainable,
 )
-from troth.dp.clipping import clip_factors
+from troth.dp.clipping import Clipper
 from troth.dp.flat import FlatGradient
 from troth.dp.inspect import refuse_unsupported
 from troth.dp.noise import write_noise
+from troth.dp.observation import EngineCounters, Observer
 from troth.dp.registry import make_sites
-from troth.dp.sampling import poisson_sample
+from troth.dp.sampling import sample_units
+from troth.dp.self_check import Call, check_engine, check_losses, refuse_unmoved, weights_of
 from troth.dp.tape import Site, Tape, Use
 from troth.dp.workspace import Workspace
-from troth.errors import EngineStateError, UnsupportedModuleError
+from troth.errors import EngineStateError, SelfCheckError, UnsupportedModuleError
 from troth.results import Privacy
 
 if TYPE_CHECKING:
@@ -38,46 +42,42 @@ if TYPE_CHECKING:
     from troth.accounting.plan import PrivacyPlan
     from troth.seeds import PrivateRandomness
 
-__all__ = ["EngineCounters", "PrivateEngine"]
-
-
-@dataclass
-class EngineCounters:
-    """What the running loop really did, counted where it happened.
-
-    Realised batch sizes are private (they are drawn): never show them beside a guarantee.
-
-    Attributes:
-        steps: updates made.
-        noise_draws: times the whole buffer was filled with noise.
-        batch_sizes: examples clipped and added in each step.
-        silenced: examples whose gradient norm was not finite, so that they added nothing.
-    """
-
-    steps: int = 0
-    noise_draws: int = 0
-    batch_sizes: list[int] = field(default_factory=list)
-    silenced: int = 0
-
-    @property
-    def examples(self) -> int:
-        """Examples clipped and added in all steps made."""
-        return sum(self.batch_sizes)
+__all__ = ["PrivateEngine"]
 
 
 class PrivateEngine:
     """Drives DP-SGD through a model and an optimizer that stay what they are.
 
-    One step is: `sample` the rows, call `backward` with the per-example losses of each physical batch of these rows,
-    then `step`. The plan owns sampling rate, clipping norm, noise and the accounting event; `randomness` gives both the
-    sample and the noise of a step and is ratcheted after it.
+    One step is: `batch` draws the rows and cuts them into physical batches; for each of these, `backward` takes the
+    losses of its rows; then `step`. The plan owns sampling rate, clipping, noise and the accounting event;
+    `randomness` gives both the sample and the noise of a step and is ratcheted after it.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from torch.nn import functional as F
+    >>> from troth.accounting import PrivacyPlan
+    >>> from troth.seeds import PrivateRandomness
+    >>> texts, labels = torch.randn(64, 8), torch.randint(2, (64,))
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    >>> plan = PrivacyPlan(64, 16, 0.25, 3, noise_multiplier=1.0, clipping_norm=0.1, delta=1e-3)
+    >>> engine = PrivateEngine(model, optimizer, plan, PrivateRandomness())
+    >>> for batch in engine.batches(physical_batch_size=8):
+    ...     for rows in batch:
+    ...         engine.backward(F.cross_entropy(model(texts[rows]), labels[rows], reduction="none"))
+    ...     engine.step()
+    >>> engine.privacy().steps
+    3
 
     Guarantees:
-    - the update uses (Σ_i g_i min(1, C / (norm(g_i) + 1e-6)) + N(0, (σC)²)) / E, with g_i the exact gradient of example
-      i over all trainable parameters and E the *expected* batch size, however the batch is cut into physical batches;
-    - an example whose gradient norm is not finite adds exactly 0; an empty batch makes a step of noise alone;
+    - the update uses (Σ_i g_i f_i + N(0, (σ S)²)) / E, with g_i the exact gradient of clipped unit i over all trainable
+      parameters, f_i its factor by the plan's clipping rule, S the sensitivity and E the *expected* number of clipped
+      gradients, however the batch is cut into physical batches;
+    - a unit whose gradient norm is not finite adds exactly 0; an empty batch makes a step of noise alone;
     - the noise is drawn once per step, before anything is added to it;
     - `before_step` has returned before the update becomes visible;
+    - the first batch is used to check the engine on this very model (`troth.dp.self_check`): nothing is released by an
+      engine that plain autograd does not agree with;
     - the model's class, `state_dict` and exports are untouched; `detach` puts everything back.
 
     Attributes:
@@ -93,9 +93,10 @@ class PrivateEngine:
         plan: PrivacyPlan,
         randomness: PrivateRandomness,
         *,
+        units: Units | None = None,
         before_step: Callable[[int], None] | None = None,
-        record_noise: Callable[[Tensor], None] | None = None,
-        record_norms: Callable[[Mapping[str, Tensor]], None] | None = None,
+        self_check: bool = True,
+        observer: Observer | None = None,
     ) -> None:
         """Attach to a model and an optimizer.
 
@@ -104,34 +105,43 @@ class PrivateEngine:
             optimizer: holds exactly the model's trainable parameters.
             plan: what each step does and how it is accounted.
             randomness: where the private draws come from.
+            units: which rows make up a unit (`troth.data.privacy_units`); None where every row is one.
             before_step: called with the 0-based step index before each update; what it raises stops the step.
-            record_noise: for tests: called with the buffer [elements] right after the noise was written.
-            record_norms: for tests: called with the squared gradient norms [batch] of each physical batch by block.
+            self_check: whether to try the engine on the model before the first update.
+            observer: told what the loop really does, for tests and studies.
 
         Raises:
             UnsupportedModuleError: a parameter or module cannot be clipped per example.
-            PrivacyError: optimizer and model do not hold the same trainable parameters.
+            PrivacyError: optimizer and model do not hold the same trainable parameters, or the plan is not for this
+                number of units.
         """
         refuse_unsupported(model)
         parameters = trainable(model)
         refuse_mismatch(parameters, optimizer)
+        self._units = Units.single(plan.examples) if units is None else units
+        refuse_other_units(plan, self._units)
         self.plan = plan
         self.randomness = randomness
         self.step_index = 0
         self.counters = EngineCounters()
         self._model, self._optimizer = model, optimizer
-        self._before_step, self._record_noise, self._record_norms = before_step, record_noise, record_norms
+        self._before_step, self._observer = before_step, observer or Observer()
         self._names = {p: name for name, p in parameters.items()}
         self._gradient = FlatGradient(parameters)
         self._device = self._gradient.flat.device
         self._tape = Tape()
         self._seen: set[nn.Parameter] = set()
         self._all_seen = self._independent = False
+        self._to_check, self._to_move = self_check, self_check
+        self._call: Call | None = None
         self._attached = self._whole = True
         self._stepping = False
         self._handles: list[RemovableHandle] = []
+        sites = list(make_sites(model, self._tape))
+        layers = {p: site.name for site in reversed(sites) for p in site.trained.values()}
+        self._clipper = Clipper(plan, layers)
         self._open_batch()
-        self._patch(list(make_sites(model, self._tape)))
+        self._patch(sites)
 
     # Attaching and detaching
 
@@ -142,7 +152,7 @@ class PrivateEngine:
             # A bound method in the instance's own dict: a deep copy of the module binds it to the copy.
             vars(site.host)[site.rule.method] = MethodType(site.rule.forward(self._tape), site.host)
         for parameter, name in self._names.items():
-            self._handles.append(parameter.register_hook(_refuse_bypass(name)))  # type: ignore[no-untyped-call]
+            self._handles.append(parameter.register_hook(_refuse_bypass(self._tape, name)))  # type: ignore[no-untyped-call]
         self._handles.append(self._model.register_forward_pre_hook(self._note_batch, with_kwargs=True, prepend=True))
         self._handles.append(self._optimizer.register_step_pre_hook(self._refuse_stray_step))
         self._gradient.take_over()
@@ -161,7 +171,9 @@ class PrivateEngine:
         self._gradient.release()
 
     def _note_batch(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        self._tape.forward_batch = _batch_size(args, kwargs)
+        self._tape.forward_batch = rows = _batch_size(args, kwargs)
+        if self._to_check and rows and not self._tape.is_paused:
+            self._call = Call(args, kwargs, rows)
 
     def _refuse_stray_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not self._stepping:
@@ -173,9 +185,12 @@ class PrivateEngine:
     # One logical batch
 
     def _open_batch(self) -> None:
-        self._sampled: int | None = None
+        self._sampled: int | None = None  # rows that backward must see, padding included; None: nothing drawn yet
+        self._units_drawn = 0
         self._accumulated = 0
+        self._current: PhysicalBatch | None = None
         self._fresh = True
+        self._clipper.open_step()
 
     def _require_usable(self) -> None:
         if not self._attached:
@@ -185,56 +200,139 @@ class PrivateEngine:
                 "a private step was interrupted half-way: call engine.restore with a checkpoint's step and randomness"
             )
 
-    def sample(self) -> np.ndarray:
-        """Return the row indices of the next logical batch, int64: a Poisson sample, which may be empty.
-
-        Until `step` is called, the same rows come back.
-
-        Raises:
-            EngineStateError: all steps of the plan are done.
-        """
+    def _require_steps(self) -> None:
         self._require_usable()
         if self.step_index >= self.plan.steps:
             raise EngineStateError(
                 f"all {self.plan.steps} steps of the privacy plan are done: make a plan with more steps"
             )
-        rows = poisson_sample(self.plan.examples, self.plan.sampling_rate, self.randomness.generator("sample"))
-        self._sampled = len(rows)
-        return rows
 
-    def backward(self, losses: Tensor) -> None:
-        """Clip each example's gradient and add it to the step's sum.
+    def sample(self) -> np.ndarray:
+        """Return the rows of the next logical batch, int64, sorted, where every row is clipped alone; maybe none.
 
-        Args:
-            losses: one loss per example of this physical batch [batch]; never a mean over the batch.
+        The lower half of `batch`: cut the rows as you like, and pass each to `backward` once. Until `step` is called,
+        the same rows come back.
 
         Raises:
-            EngineStateError: `sample` was not called, more rows than sampled, or losses that are not [batch].
+            EngineStateError: all steps of the plan are done, or units or clip units hold several rows: use `batch`.
+        """
+        self._require_steps()
+        if self.plan.clip_unit != "example" or not self._units.all_single:
+            raise EngineStateError("units of several rows are clipped: draw with engine.batch or engine.batches")
+        rows = sample_units(self.plan, self.randomness)
+        self._sampled = self._units_drawn = len(rows)
+        self._current = None
+        return rows
+
+    def batch(self, physical_batch_size: int, lengths: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """Draw the next logical batch; yields the rows of one physical batch after the other, int64.
+
+        Call `backward` with one loss for each row, in their order, before the next rows are taken. A row may come
+        up several times in one physical batch: units of unlike size are padded, and the padding has weight 0.
+
+        Args:
+            physical_batch_size: rows that go through the model at once; pure performance, the result is the same. A
+                unit of more rows is not cut.
+            lengths: length of every row of the data set [rows], to put like ones together; None leaves the order.
+
+        Raises:
+            EngineStateError: all steps of the plan are done, or the losses of earlier rows are missing.
+        """
+        self._require_steps()
+        if physical_batch_size < 1:
+            raise EngineStateError(f"physical_batch_size = {physical_batch_size}: give 1 or more")
+        if self.plan.clip_unit == "example" and self._units.all_single:
+            rows = self.sample()
+            if lengths is not None:
+                rows = rows[np.asarray(lengths)[rows].argsort(kind="stable")]
+            parts = [PhysicalBatch(part) for part in _cut(rows, physical_batch_size)]
+        else:
+            groups, self._units_drawn = draw_groups(self.plan, self._units, self.randomness)
+            parts = physical_batches(groups, physical_batch_size, lengths)
+        self._sampled = sum(len(part.rows) for part in parts)
+        return self._hand_out(parts)
+
+    def _hand_out(self, parts: list[PhysicalBatch]) -> Iterator[np.ndarray]:
+        for part in parts:
+            if self._current is not None:
+                raise EngineStateError("the losses of the rows before are missing: call engine.backward for each batch")
+            self._current = part
+            yield part.rows
+
+    def batches(self, physical_batch_size: int, lengths: np.ndarray | None = None) -> Iterator[Iterator[np.ndarray]]:
+        """Yield the logical batches of all steps that are left; see `batch`. Call `step` after each."""
+        while self.step_index < self.plan.steps:
+            before = self.step_index
+            yield self.batch(physical_batch_size, lengths)
+            if self.step_index == before:
+                raise EngineStateError("engine.step() is missing at the end of the batch: it adds the noise")
+
+    def backward(self, losses: Tensor) -> None:
+        """Clip each unit's gradient and add it to the step's sum.
+
+        Args:
+            losses: one loss per row of this physical batch [rows]; never a mean over the batch.
+
+        Raises:
+            EngineStateError: no batch was drawn, more rows than drawn, or losses that are not [rows].
             UnsupportedModuleError: rows of a module cannot be told apart by example.
+            SelfCheckError: the engine is not exact on this model.
         """
         self._require_usable()
         refuse_losses(losses)
-        batch = len(losses)
-        if self._sampled is None or self._accumulated + batch > self._sampled:
+        part = self._current or PhysicalBatch(np.empty(len(losses), dtype=np.int64))
+        if len(losses) != len(part.rows):
+            raise EngineStateError(f"{len(losses)} losses for {len(part.rows)} rows: give one for each row, in order")
+        if self._sampled is None or self._accumulated + len(losses) > self._sampled:
             raise EngineStateError(
-                f"{self._accumulated + batch} examples in a batch of which engine.sample() drew {self._sampled or 0}: "
-                "take the rows of each step from engine.sample(), each row once"
+                f"{self._accumulated + len(losses)} examples in a batch of which engine.sample() drew "
+                f"{self._sampled or 0}: take the rows of each step from engine.sample(), each row once"
             )
-        if batch == 0:
+        if len(losses) == 0:
             return
         self._prepare()
         with torch.autocast(self._device.type, enabled=False):
-            if not self._independent:
-                self._independent = probe_independence(self._tape, losses, list(self._names))
-            with self._tape.running(batch) as uses:
+            self._check(losses)
+            if part.weights is not None:
+                losses = losses * torch.from_numpy(part.weights).to(losses)
+            with self._tape.running(part.groups, part.size) as uses:
                 losses.sum().backward()  # type: ignore[no-untyped-call]
                 recorded = list(uses)
             self._whole = False
             with torch.no_grad():
-                self._accumulate(recorded, batch)
+                self._accumulate(recorded, part.groups)
         self._gradient.seal()
-        self._accumulated += batch
+        self._accumulated += len(losses)
+        self._current = None
         self._whole = True
+
+    def check_losses(self, losses_of: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> None:
+        """Check that the losses of a few rows alone are their losses in company; nothing is counted or changed.
+
+        The engine sees losses only after they were computed, so it cannot do this by itself. Call it once, with rows
+        of a drawn batch, before the first `backward`.
+
+        Raises:
+            SelfCheckError: the loss of an example depends on the other examples of its batch.
+        """
+        call = self._call
+        with self._tape.paused():
+            check_losses(self._model, losses_of, rows)
+        self._call = call
+
+    def _check(self, losses: Tensor) -> None:
+        """Before anything is released: examples are independent, and the engine is exact on this model."""
+        if not self._independent:
+            self._independent = probe_independence(self._tape, losses, list(self._names))
+        if not self._to_check:
+            return
+        if self._call is None:
+            raise SelfCheckError(
+                "the model itself was not called with a batch of inputs, so that the private engine cannot be checked "
+                "on it: call the model rather than parts of it, or attach the engine with self_check=False"
+            )
+        check_engine(self._model, self._tape, self._call, self._names)
+        self._to_check, self._call = False, None
 
     def _prepare(self) -> None:
         """Put dropped views back and refuse gradients that somebody else wrote to."""
@@ -246,17 +344,16 @@ class PrivateEngine:
         blocks = make_blocks(uses)
         work = Workspace(self._gradient.flat.dtype)
         squares = [block.norms_squared(work) for block in blocks]
-        if self._record_norms is not None:
-            self._record_norms({self._label(b): s for b, s in zip(blocks, squares, strict=True)})
-        total = torch.stack(squares).sum(0, dtype=torch.float64)
-        finite = total.isfinite()
+        if self._observer.norms is not None:
+            self._observer.norms({self._label(b): s for b, s in zip(blocks, squares, strict=True)})
+        factors, finite = self._clipper.factors(blocks, squares)
         if not bool(finite.all()):
             self.counters.silenced += batch - int(finite.sum())
             for block in blocks:
                 block.silence(finite)
-        work.set_factors(clip_factors(total, self.plan.clipping_norm, self.plan.expected_batch_size))
         self._write_noise()
-        for block in blocks:
+        for block, own in zip(blocks, factors, strict=True):
+            work.set_factors(own)
             block.add_clipped(self._gradient.views, work)
             self._seen.update(block.parameters)
 
@@ -267,12 +364,11 @@ class PrivateEngine:
         """Fill a fresh buffer with the step's noise: once per step, before anything is added to it."""
         if not self._fresh:
             return
-        scale = self.plan.noise_multiplier * self.plan.clipping_norm / self.plan.expected_batch_size
-        write_noise(self._gradient.flat, scale, self.randomness)
+        write_noise(self._gradient.flat, self._clipper.noise_std, self.randomness)
         self._fresh = False
         self.counters.noise_draws += 1
-        if self._record_noise is not None:
-            self._record_noise(self._gradient.flat)
+        if self._observer.noise is not None:
+            self._observer.noise(self._gradient.flat)
 
     def step(self) -> None:
         """Make one private update: noise is in, `before_step` is told, the optimizer steps, the randomness ratchets.
@@ -298,29 +394,46 @@ class PrivateEngine:
         if self._before_step is not None:
             self._before_step(self.step_index)
         self._update()
+        self._clipper.close_step(self.randomness)
         self.counters.steps += 1
-        self.counters.batch_sizes.append(self._accumulated)
+        self.counters.batch_sizes.append(self._units_drawn)
         self.randomness = self.randomness.advance()
         self.step_index += 1
         self._open_batch()
 
     def _update(self) -> None:
+        rates = [float(group.get("lr", 1.0)) for group in self._optimizer.param_groups]
+        watched = self._to_move and all(rates) and self.plan.noise_multiplier > 0
+        before = weights_of(self._names) if watched else {}
         self._stepping, self._whole = True, False
         try:
             self._optimizer.step()
         finally:
             self._stepping = False
+        if watched:
+            refuse_unmoved(before, self._names)
+            self._to_move = False
         self._whole = True
 
-    def restore(self, step_index: int, randomness: PrivateRandomness) -> None:
+    @property
+    def clipping_norm(self) -> float:
+        """C as it stands: the plan's, or what adaptive clipping made of it."""
+        return self._clipper.norm
+
+    def restore(self, step_index: int, randomness: PrivateRandomness, clipping_norm: float | None = None) -> None:
         """Go on from a checkpoint: `step_index` steps are done, `randomness` is the key of the next one.
 
-        Whatever was accumulated since the last step is dropped.
+        Whatever was accumulated since the last step is dropped. `clipping_norm` is the engine's at that step, which
+        adaptive clipping needs.
         """
         if not self._attached:
             raise EngineStateError("the private engine was detached: attach a new one")
+        if clipping_norm is None and self.plan.clipping == "adaptive" and step_index:
+            raise EngineStateError("adaptive clipping goes on from the clipping norm of the checkpoint: pass it")
         self.step_index = step_index
         self.randomness = randomness
+        if clipping_norm is not None:
+            self._clipper.norm = clipping_norm
         self._whole = True
         self._open_batch()
 
@@ -335,24 +448,29 @@ class PrivateEngine:
             epsilon=epsilon if held else None,
             delta=plan.delta,
             noise_multiplier=plan.noise_multiplier,
-            noise="non-cryptographic",
-            sampler="poisson",
+            noise="cryptographic" if plan.secure_noise else "non-cryptographic",
+            sampler=plan.sampler,
             sampling_rate=plan.sampling_rate,
             steps=self.step_index,
             clipping_norm=plan.clipping_norm,
-            unit="example",
-            neighboring_relation="add_remove",
+            unit=plan.unit,
+            neighboring_relation=plan.neighboring_relation,
             accountant=plan.accountant,
             covers=("released weights",),
             guarantee="differential_privacy" if held else "none",
         )
 
 
-def _refuse_bypass(name: str) -> Callable[[Tensor | None], None]:
+def _cut(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _refuse_bypass(tape: Tape, name: str) -> Callable[[Tensor | None], None]:
     """Return a gradient hook that refuses a gradient which did not come through the tape."""
 
     def hook(gradient: Tensor | None) -> None:
-        if gradient is not None:
+        if gradient is not None and not tape.is_paused:
             raise UnsupportedModuleError(
                 f"parameter {name} got a gradient outside of its module, which cannot be clipped per example: call the "
                 "module instead of using its weight, or freeze it (requires_grad_(False))"

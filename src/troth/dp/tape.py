@@ -7,8 +7,10 @@ sums are taken from the uses afterwards, grouped by parameter, so that a weight 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -35,8 +37,8 @@ class Rule:
     """
 
     kind: str
-    parameters: tuple[str, ...]
-    forward: Callable[[Tape], Callable[..., Tensor]]
+    parameters: Container[str]
+    forward: Callable[[Tape], Callable[..., object]]
     refuses: Callable[[nn.Module], str | None] = lambda module: None
     method: str = "forward"
     child: str | None = None
@@ -131,12 +133,16 @@ class Tape:
     def __init__(self) -> None:
         self.sites: dict[nn.Module, Site] = {}
         self.forward_batch: int | None = None
+        self.is_paused = False
         self._batch: int | None = None
+        self._size = 1
         self._uses: list[Use] = []
+        self._extents: set[int] = set()
+        self._folds: dict[Site, int] = {}
 
     def site(self, module: nn.Module) -> Site | None:
         """Return the site of a module; None where nothing is recorded (no gradients wanted, or a copied module)."""
-        if not torch.is_grad_enabled():
+        if self.is_paused or not torch.is_grad_enabled():
             return None
         site = self.sites.get(module)
         if site is not None:
@@ -144,20 +150,49 @@ class Tape:
         return site
 
     @contextmanager
-    def running(self, batch: int) -> Iterator[list[Use]]:
-        """Record one backward pass of `batch` examples; yields the list that its uses are written to."""
-        self._batch, self._uses = batch, []
+    def paused(self) -> Iterator[None]:
+        """Let the modules be what they were without the engine while the block runs."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
+
+    @contextmanager
+    def running(self, batch: int, size: int = 1) -> Iterator[list[Use]]:
+        """Record one backward pass of `batch` clipped gradients; yields the list that its uses are written to.
+
+        Args:
+            batch: how many gradients are told apart.
+            size: how many neighbouring rows of the physical batch make up each of them. The rows of one gradient are
+                laid out along time, since a gradient sums over both.
+        """
+        self._batch, self._size, self._uses = batch, size, []
+        self._extents, self._folds = set(), {}
         try:
             yield self._uses
+            self._verify_folds()
         finally:
-            self._batch, self._uses = None, []
+            self._batch, self._size, self._uses = None, 1, []
 
     def write(self, use: Use) -> None:
         """Add a use to the running record."""
+        if isinstance(use, VectorUse) and self._size > 1 and len(use.grads) != self._batch:
+            use.grads = use.grads.view(-1, self._size, use.grads.shape[1]).sum(1)
         self._uses.append(use)
 
-    def rows(self, site: Site, tensor: Tensor, trailing: int = 1) -> Tensor:
+    def ids(self, ids: Tensor) -> Tensor:
+        """Return looked-up ids as [batch, time], or [1, time] where all rows share them."""
+        if ids.shape[0] == 1:
+            return ids.reshape(1, -1).repeat(1, self._size)
+        return ids.reshape(ids.shape[0] // self._size, -1)
+
+    def rows(self, site: Site, tensor: Tensor, trailing: int = 1, *, folds: bool = False) -> Tensor:
         """Return `tensor` as [batch, time, width]; the width is made of its last `trailing` dimensions.
+
+        Modules that know a single leading dimension see the words of a text as rows of their own, [batch * words, ...].
+        With `folds` such a first dimension is taken apart again, the words becoming part of time, if the same backward
+        pass shows that there are as many words in each example: see `_verify_folds`.
 
         Raises:
             EngineStateError: no private backward pass is running.
@@ -168,13 +203,38 @@ class Tape:
                 f"a gradient reached {site.name} outside of the private engine: call engine.backward(losses) instead "
                 "of loss.backward(), or engine.detach() first"
             )
-        if tensor.dim() <= trailing or tensor.shape[0] != self._batch:
+        rows = self._batch * self._size
+        leading = tensor.shape[0] if tensor.dim() > trailing else 0
+        fold = leading // rows if folds else 1
+        if leading == 0 or leading != fold * rows:
             raise UnsupportedModuleError(
                 f"{site.name} ({type(site.module).__name__}) works on a tensor of shape {list(tensor.shape)}, whose "
-                f"first dimension is not the batch of {self._batch} examples, so that rows cannot be told apart: "
+                f"first dimension is not the batch of {rows} examples, so that rows cannot be told apart: "
                 "keep the batch first, or freeze the module"
             )
-        if trailing == 1 and tensor.dim() == 3:
-            return tensor
         middle = tensor.shape[1 : tensor.dim() - trailing]
-        return tensor.reshape(self._batch, math.prod(middle), math.prod(tensor.shape[tensor.dim() - trailing :]))
+        if fold > 1:
+            self._folds[site] = fold
+        else:
+            self._extents.update(itertools.accumulate(middle, operator.mul))
+        if trailing == 1 and tensor.dim() == 3 and self._size == fold == 1:
+            return tensor
+        time = self._size * fold * math.prod(middle)
+        return tensor.reshape(self._batch, time, math.prod(tensor.shape[tensor.dim() - trailing :]))
+
+    def _verify_folds(self) -> None:
+        """Check that rows which were folded into the first dimension are as many in each example.
+
+        That they divide evenly proves nothing: examples of 3 and 5 words make 8 rows, as two of 4 do. But where another
+        module of the same pass works on [batch, words, ...], batch * words rows are all words of all examples.
+
+        Raises:
+            UnsupportedModuleError: no module with the batch first has so many rows per example.
+        """
+        for site, fold in self._folds.items():
+            if fold not in self._extents:
+                raise UnsupportedModuleError(
+                    f"{site.name} ({type(site.module).__name__}) works on {fold} rows for each example of the batch, "
+                    f"in one first dimension, and no trainable layer on [batch, {fold}, ...] confirms that each "
+                    "example has so many: keep words as a dimension of their own before and after it, or freeze it"
+                )

@@ -23,6 +23,7 @@ class Workspace:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        self._taken: Tensor | None = None
         self._factors: Tensor | None = None
         self._row_factors: dict[int, Tensor] = {}
         self._grams: dict[tuple[_Key, bool], tuple[Tensor, Tensor]] = {}
@@ -64,9 +65,13 @@ class Workspace:
         return self._factors
 
     def set_factors(self, factors: Tensor) -> None:
-        """Take the clip factors [batch] and drop what only the norms needed."""
-        self._factors = factors.to(self.dtype)
+        """Take the clip factors [batch] of the blocks that come next, and drop what only the norms needed."""
         self._grams.clear()
+        if self._taken is factors:
+            return
+        self._taken, self._factors = factors, factors.to(self.dtype)
+        self._row_factors.clear()
+        self._scaled = None
 
     def row_factors(self, tokens: int) -> Tensor:
         """Return each example's factor repeated over its tokens [batch * tokens]."""

@@ -12,7 +12,7 @@ import torch
 from troth import __version__
 from troth.accounting import PrivacyPlan, epsilon_curve, make_plan
 from troth.config import RunConfig
-from troth.data import load
+from troth.data import load, privacy_units
 from troth.errors import ConfigError
 from troth.results import Measurement, Record, computed, now
 from troth.runs.provenance import Clock, peak_memory_bytes
@@ -34,7 +34,8 @@ def plan_of(config: RunConfig, base: Path) -> PrivacyPlan:
     """
     if config.privacy is None:
         raise ConfigError("the run file has no [privacy]: a plain run has no plan; epsilon is infinity")
-    return make_plan(config.privacy, config.train, len(load(config.data, config.task, base).train))
+    units = privacy_units(load(config.data, config.task, base).train, config.privacy.unit)
+    return make_plan(config.privacy, config.train, len(units))
 
 
 def plan(config: RunConfig, base: Path, progress: Progress) -> Record:

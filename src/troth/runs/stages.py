@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, epsilon_curve, make_plan
 from troth.attacks import loss_attack, overlapping_nonmembers
 from troth.config import DataConfig, FederatedConfig, RunConfig, digest
-from troth.data import Splits, Table, load, row_hashes
+from troth.data import Splits, Table, load, privacy_units, row_hashes
 from troth.dp.inspect import refuse_unsupported
 from troth.errors import ConfigError, DataError
 from troth.fairness import accuracy_by_group
@@ -28,7 +28,7 @@ from troth.federated import FederatedData, by_user, partition, simulate
 from troth.results import Json, Measurement, Privacy, computed
 from troth.runs.folders import RunFolder
 from troth.seeds import PublicSeeds
-from troth.tasks import Encoded, Scores, Task, make_model, make_task
+from troth.tasks import Encoded, Scores, Task, make_model, make_task, merge_adapters
 from troth.training import Progress, TrainInputs, choose_device, export, fit
 
 __all__ = ["Prepared", "ScoreBook", "StageResult", "attack", "evaluate", "fairness", "federate", "prepare", "train"]
@@ -167,10 +167,11 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
     """
     config = prepared.config
     encoded = prepared.task.encode(prepared.splits.train)
-    plan = None
+    plan = units = None
     if config.privacy is not None:
         prepared.progress.message("calibrating the noise")
-        plan = make_plan(config.privacy, config.train, len(encoded))
+        units = privacy_units(prepared.splits.train, config.privacy.unit)
+        plan = make_plan(config.privacy, config.train, len(units))
     model = _model(prepared)
     if plan is not None:
         refuse_unsupported(model)
@@ -183,8 +184,10 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
         seeds=prepared.seeds,
         folder=folder.path,
         device=prepared.device,
+        units=units,
     )
     outcome = fit(inputs, plan=plan, reservation=reservation, resume=resume, progress=prepared.progress)
+    merge_adapters(model, config.model.trainable)
     export(model, prepared.task.tokenizer, folder.model, replace=resume)
     series = {"train": outcome.series}
     if plan is not None:
@@ -292,6 +295,7 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
         folder=folder.path,
         resume=resume,
     )
+    merge_adapters(model, prepared.config.model.trainable)
     export(model, prepared.task.tokenizer, folder.model, replace=resume)
     return model, StageResult(
         (*_counts(prepared, encoded), *outcome.measurements),

@@ -88,10 +88,10 @@ def _check(inputs: TrainInputs, plan: PrivacyPlan | None, reservation: Reservati
         if config.privacy is not None:
             raise PrivacyError("the run file has a [privacy] section but there is no plan; make one with make_plan")
         return
-    if plan.examples != len(inputs.train):
-        raise PrivacyError(
-            f"the plan is for {plan.examples} examples, data.train has {len(inputs.train)}; make a new plan"
-        )
+    units = len(inputs.train) if inputs.units is None else len(inputs.units)
+    if plan.examples != units:
+        what = "users" if plan.unit == "user" else "examples"
+        raise PrivacyError(f"the plan is for {plan.examples} {what}, data.train has {units}; make a new plan")
     if plan.expected_batch_size != config.train.expected_batch_size:
         raise PrivacyError(
             f"the plan expects batches of {plan.expected_batch_size}, train.expected_batch_size is "
@@ -185,16 +185,17 @@ def _fit_privately(
         inputs.config, inputs.model, rows=None if seed is None else rows, plan=plan.digest(), reservation=entry
     )
     with ExitStack() as stack:
-        state = None
+        keys = None
         if seed is None and reservation is not None:
-            state = stack.enter_context(PrivateState.opened(reservation.id, rows, _same_draws(setting)))
+            keys = stack.enter_context(PrivateState.opened(reservation.id, rows, _same_draws(setting)))
         journal = _restored(found, setting, own)
-        promise = Promise(plan, reservation, state)
+        promise = Promise(plan, reservation, keys)
         if seed is None:
             randomness = recovered(promise, step, from_checkpoint=found is not None)
         else:
             randomness = randomness_at(step, seed)
-        steps = stack.enter_context(private_steps(setting, promise, step, randomness))
+        state = {} if found is None else _mapping(found.state.get("steps", {}))
+        steps = stack.enter_context(private_steps(setting, promise, step, randomness, state))
         return _outcome(Loop(setting, steps, folder, own, progress, journal, step, found is None))
 
 

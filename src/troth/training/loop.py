@@ -114,6 +114,7 @@ class Loop:
             "identity": self.identity.to_dict(),
             "position": {"epoch": epoch, "step_in_epoch": index, "steps": self.steps.total},
             "journal": self.journal.to_dict(),
+            "steps": self.steps.state(),
             "outside_guarantee": ["journal"] if self.steps.outside_guarantee else [],
         }
 

@@ -15,6 +15,7 @@ from troth.seeds import PublicSeeds
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from troth.data import Units
     from troth.tasks import Encoded, Task
 
 __all__ = ["TrainInputs", "TrainOutcome"]
@@ -32,6 +33,7 @@ class TrainInputs:
         seeds: public randomness: the order of plain batches, dropout.
         folder: the run's folder; checkpoints go to ``checkpoints/`` below it.
         device: where to compute (`choose_device`).
+        units: which rows make up what is protected (`troth.data.privacy_units`); None where every row stands alone.
     """
 
     task: Task
@@ -41,6 +43,7 @@ class TrainInputs:
     seeds: PublicSeeds
     folder: Path
     device: torch.device
+    units: Units | None = None
 
 
 @dataclass(frozen=True)

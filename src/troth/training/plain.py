@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from troth.errors import RunError
-from troth.results import Privacy
+from troth.results import Json, Privacy
 from troth.tasks import length_buckets
 from troth.training.batch_size import to_device
 from troth.training.optimizer import learning_rate, set_learning_rate
@@ -82,6 +82,10 @@ class PlainSteps:
     def epsilon(self, steps: int) -> float | None:
         """Return None: there is no guarantee."""
         return None
+
+    def state(self) -> dict[str, Json]:
+        """Return nothing: the order of the batches follows from the seed and the step."""
+        return {}
 
     def before_checkpoint(self, step: int) -> None:
         """Do nothing: the step alone tells how to go on."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from troth.accounting import PrivacyPlan, Reservation, epsilon_after, epsilon_curve
 from troth.dp import PrivateEngine
 from troth.errors import EngineStateError, RunError
-from troth.results import Privacy
+from troth.results import Json, Privacy
 from troth.seeds import PrivateRandomness
 from troth.training.batch_size import to_device
 from troth.training.optimizer import learning_rate, set_learning_rate
@@ -79,7 +81,8 @@ class PrivateSteps:
     Guarantees:
     - what a step spends is in the ledger before its update is visible (`Reservation.spend` runs before the optimizer);
     - the key of a kept checkpoint is durable before the checkpoint, and erased with it;
-    - after the first step every trainable tensor has moved, or the run fails.
+    - the first batch is used to check the engine on this model, and the first update to see that every trainable tensor
+      moves, or the run fails.
     """
 
     outside_guarantee = True
@@ -94,53 +97,38 @@ class PrivateSteps:
         self._void = self._void or engine.randomness.insecure
         counted = replace(plan, steps=plan.steps + self._replayed)
         self._curve = [] if self._void else epsilon_curve(counted, _CURVE_POINTS)
-        self._moved = False
+        self._checked = False
 
     def run(self, step: int, check: Callable[[], None]) -> StepResult:
         """Sample, clip and sum in physical batches of similar length, add noise once, update.
 
         Raises:
             EngineStateError: a trainable tensor did not move in the first step of this process.
+            SelfCheckError: the engine is not exact on this model.
             RunError: no example of the batch had a finite loss.
         """
         setting, inputs = self._setting, self._setting.inputs
         rate = learning_rate(inputs.config.train, step, self.total)
         set_learning_rate(setting.optimizer, rate)
-        rows = self._engine.sample()
-        rows = rows[inputs.train.lengths[rows].argsort(kind="stable")]  # a sum does not care; padding does
-        losses = []
-        for start in range(0, len(rows), setting.physical):
-            check()
-            part_rows = rows[start : start + setting.physical]
-            batch = to_device(inputs.task.collate(inputs.train, part_rows, draw=step), inputs.device)
+
+        def losses_of(rows: np.ndarray) -> torch.Tensor:
+            batch = to_device(inputs.task.collate(inputs.train, rows, draw=step), inputs.device)
             with setting.autocast():
-                part = inputs.task.per_example_loss(inputs.model, batch)
+                return inputs.task.per_example_loss(inputs.model, batch)
+
+        losses = []
+        for rows in self._engine.batch(setting.physical, inputs.train.lengths):
+            check()
+            if not self._checked:
+                self._engine.check_losses(losses_of, rows)
+                self._checked = True
+            part = losses_of(rows)
             self._engine.backward(part)
-            losses.append(part.detach())
+            _, first = np.unique(rows, return_index=True)  # a row that pads its unit comes up more than once
+            losses.append(part.detach()[torch.from_numpy(first).to(part.device)])
         check()
-        self._update(rate)
-        return self._result(losses, step)
-
-    def _update(self, rate: float) -> None:
-        """Let the engine step; in the first step of this process see that every trainable tensor moves.
-
-        Stale parameters in hooks or optimizer train nothing while loss and epsilon look fine (Opacus issue 820).
-        """
-        before = {} if self._moved or rate == 0 or self._promise.plan.noise_multiplier == 0 else self._weights()
         self._engine.step()
-        named = self._setting.inputs.model.named_parameters() if before else ()
-        still = [name for name, p in named if p.requires_grad and torch.equal(p, before[name])]
-        if still:
-            more = f" and {len(still) - 1} more" if len(still) > 1 else ""
-            raise EngineStateError(
-                f"parameter {still[0]}{more} did not move in the first private step although noise was added: raise "
-                "train.learning_rate, use precision float32, or freeze it with model.trainable"
-            )
-        self._moved = True
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        named = self._setting.inputs.model.named_parameters()
-        return {name: p.detach().clone() for name, p in named if p.requires_grad}
+        return self._result(losses, step)
 
     def _result(self, losses: list[torch.Tensor], step: int) -> StepResult:
         if not losses:
@@ -161,6 +149,10 @@ class PrivateSteps:
     def epsilon(self, steps: int) -> float:
         """Return an upper bound on epsilon after `steps` steps, replayed ones counted; infinity without guarantee."""
         return epsilon_after(self._curve, steps + self._replayed)
+
+    def state(self) -> dict[str, Json]:
+        """Return what the next step needs beside weights and keys: the norm that adaptive clipping has come to."""
+        return {"clipping_norm": self._engine.clipping_norm}
 
     def before_checkpoint(self, step: int) -> None:
         """Make the key of the next step durable."""
@@ -201,19 +193,28 @@ class PrivateSteps:
 
 @contextmanager
 def private_steps(
-    setting: Setting, promise: Promise, step: int, randomness: PrivateRandomness
+    setting: Setting, promise: Promise, step: int, randomness: PrivateRandomness, state: Mapping[str, Any]
 ) -> Iterator[PrivateSteps]:
-    """Give the steps of a private run with the engine attached to the model; the model is left as it was found."""
+    """Give the steps of a private run with the engine attached to the model; the model is left as it was found.
+
+    Args:
+        setting: how to compute.
+        promise: the plan, its ledger entry and the place of its keys.
+        step: steps done.
+        randomness: of the step about to run.
+        state: what `PrivateSteps.state` returned at the checkpoint; empty at the start.
+    """
     reservation = promise.reservation
     engine = PrivateEngine(
         setting.inputs.model,
         setting.optimizer,
         promise.plan,
         randomness,
+        units=setting.inputs.units,
         before_step=None if reservation is None else reservation.spend,
     )
     try:
-        engine.restore(step, randomness)
+        engine.restore(step, randomness, state.get("clipping_norm"))
         yield PrivateSteps(setting, promise, engine)
     finally:
         engine.detach()

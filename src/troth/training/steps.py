@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from troth.results import Privacy
+from troth.results import Json, Privacy
 from troth.training.device import Autocast
 from troth.training.outcome import TrainInputs
 
@@ -61,6 +61,9 @@ class Steps(Protocol):
 
     def epsilon(self, steps: int) -> float | None:
         """Return the epsilon to show after `steps` steps, never below the truth; None without privacy."""
+
+    def state(self) -> dict[str, Json]:
+        """Return what a checkpoint must hold of the steps themselves, as JSON values; none of it is secret."""
 
     def before_checkpoint(self, step: int) -> None:
         """Make durable what a checkpoint after `step` steps cannot hold; called before it becomes visible."""
