@@ -8,10 +8,16 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -26,8 +32,8 @@ book room answer was born paris london one two three call mom now please it
 _PIECES = [*string.ascii_lowercase, *string.digits, *string.punctuation]
 
 
-def bert_tokenizer() -> PreTrainedTokenizerFast:
-    """WordPiece over the word list and letters, with BERT's special tokens and token types."""
+def bert_tokenizer(*, types: bool = True) -> PreTrainedTokenizerFast:
+    """WordPiece over the word list and letters, with BERT's special tokens; DistilBERT's has no token types."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = [*names, *WORDS, *_PIECES, *(f"##{piece}" for piece in _PIECES)]
     vocabulary = list(dict.fromkeys(vocabulary))
@@ -45,7 +51,7 @@ def bert_tokenizer() -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_input_names=["input_ids", *(["token_type_ids"] if types else []), "attention_mask"],
         model_max_length=64,
     )
 
@@ -100,6 +106,15 @@ def save_bert(folder: Path, **changes: object) -> Path:
     return _saved(BertForMaskedLM, config, tokenizer, folder)
 
 
+def save_distilbert(folder: Path) -> Path:
+    """A two-layer DistilBERT with a masked-LM head, 64 positions."""
+    tokenizer = bert_tokenizer(types=False)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=64, dim=16, n_layers=2, n_heads=2, hidden_dim=32
+    )
+    return _saved(DistilBertForMaskedLM, config, tokenizer, folder)
+
+
 def save_roberta(folder: Path) -> Path:
     """A one-layer RoBERTa: 64 rows of positions, of which 62 can be used."""
     tokenizer = roberta_tokenizer()
@@ -124,6 +139,33 @@ def save_gpt2(folder: Path) -> Path:
         initializer_range=0.3,
     )
     return _saved(GPT2LMHeadModel, config, tokenizer, folder)
+
+
+def save_llama(folder: Path) -> Path:
+    """A two-layer Llama with grouped keys and values, without a padding token, 64 positions."""
+    tokenizer = byte_tokenizer()
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=64,
+        num_key_value_heads=1,
+        bos_token_id=0,
+        eos_token_id=0,
+        **shape,
+    )
+    return _saved(LlamaForCausalLM, config, tokenizer, folder)
+
+
+def save_bart(folder: Path) -> Path:
+    """A BART of one layer on each side, with RoBERTa's kind of tokens, 64 positions."""
+    tokenizer = roberta_tokenizer()
+    sides = {
+        f"{side}_{part}": size
+        for side in ("encoder", "decoder")
+        for part, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))
+    }
+    config = BartConfig(vocab_size=len(tokenizer), d_model=16, max_position_embeddings=64, **sides)
+    return _saved(BartForConditionalGeneration, config, tokenizer, folder)
 
 
 def save_t5(folder: Path) -> Path:

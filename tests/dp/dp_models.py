@@ -38,6 +38,16 @@ def token_loss(model: nn.Module, batch: Batch) -> Tensor:
     return losses.view(labels.shape).sum(1) / counted.sum(1).clamp(min=1)
 
 
+def span_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean of the losses of start and end, each over the example's own tokens."""
+    inputs = {k: v for k, v in batch.items() if k not in ("start", "end")}
+    out = model(**inputs)
+    padding = batch["attention_mask"] == 0
+    start, end = (logits.masked_fill(padding, -1e4) for logits in (out.start_logits, out.end_logits))
+    losses = [F.cross_entropy(x, batch[k], reduction="none") for x, k in ((start, "start"), (end, "end"))]
+    return (losses[0] + losses[1]) / 2
+
+
 def _generator() -> torch.Generator:
     torch.manual_seed(11)
     return torch.Generator().manual_seed(7)
@@ -57,6 +67,27 @@ def _tag(model: nn.Module, labels: int, **text: int) -> Case:
     batch["labels"] = tags.where(
         (batch["attention_mask"] == 1) & (torch.rand(tags.shape, generator=generator) > 0.3), -100
     )
+    return Case(enlarge(model).eval(), batch, token_loss)
+
+
+def _answer(model: nn.Module, **text: int) -> Case:
+    generator = _generator()
+    batch = _text(generator, **text)
+    lengths = batch["attention_mask"].sum(1)
+    for name in ("start", "end"):
+        batch[name] = (torch.rand(ROWS, generator=generator) * lengths).long()
+    return Case(enlarge(model).eval(), batch, span_loss)
+
+
+def _write(model: nn.Module, *, start: int = 0, pad: int = 0) -> Case:
+    """Text to text: targets of four tokens, one of them shorter."""
+    generator = _generator()
+    batch = _text(generator, pad=pad)
+    labels = torch.randint(4, VOCABULARY, (ROWS, 4), generator=generator)
+    labels[1, 2:] = -100
+    before = torch.full((ROWS, 1), start)
+    batch["decoder_input_ids"] = torch.cat([before, labels[:, :-1].where(labels[:, :-1] != -100, pad)], 1)
+    batch["labels"] = labels
     return Case(enlarge(model).eval(), batch, token_loss)
 
 
@@ -266,14 +297,50 @@ def t5(**more: object) -> Case:
         relative_attention_max_distance=6,
         **more,
     )
-    generator = _generator()
-    model = hf.T5ForConditionalGeneration(config)
-    batch = _text(generator)
-    labels = torch.randint(4, VOCABULARY, (ROWS, 4), generator=generator)
-    labels[1, 2:] = -100
-    batch["decoder_input_ids"] = torch.cat([torch.zeros(ROWS, 1, dtype=torch.long), labels[:, :-1].clamp(min=0)], 1)
-    batch["labels"] = labels
-    return Case(enlarge(model).eval(), batch, token_loss)
+    _generator()
+    return _write(hf.T5ForConditionalGeneration(config))
+
+
+SMALL_PAIR = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": TOKENS,
+    "init_std": RANGE,
+    "scale_embedding": True,
+}
+"""BART's way to name a shape, with embeddings times 4."""
+
+
+def bart() -> Case:
+    _generator()
+    model = hf.BartForConditionalGeneration(hf.BartConfig(**SMALL_PAIR))
+    model.final_logits_bias.normal_()  # a buffer, not trained
+    return _write(model, start=2, pad=1)
+
+
+def bart_classifier() -> Case:
+    _generator()
+    case = _classify(hf.BartForSequenceClassification(hf.BartConfig(num_labels=3, **SMALL_PAIR)), pad=1)
+    ids, lengths = case.batch["input_ids"], case.batch["attention_mask"].sum(1)
+    ids[torch.arange(ROWS), lengths - 1] = 2  # one end of text in each example, where the head reads
+    return case
+
+
+def bart_answers() -> Case:
+    _generator()
+    return _answer(hf.BartForQuestionAnswering(hf.BartConfig(**SMALL_PAIR)), pad=1)
+
+
+def bert_answers() -> Case:
+    config = hf.BertConfig(vocab_size=VOCABULARY, max_position_embeddings=TOKENS, initializer_range=RANGE, **SMALL)
+    _generator()
+    return _answer(hf.BertForQuestionAnswering(config))
 
 
 def frozen_bert() -> Case:
@@ -301,5 +368,9 @@ CASES: dict[str, Callable[[], Case]] = {
         gpt2,
         llama,
         t5,
+        bart,
+        bart_classifier,
+        bart_answers,
+        bert_answers,
     )
 }

@@ -15,6 +15,8 @@ RULES = {
     "gpt2": {"conv1d", "embedding", "layer_norm", "tied_embedding"},
     "llama": {"linear", "embedding", "rms_norm"},
     "t5": {"linear", "rms_norm", "tied_embedding", "relative_bias"},
+    "bart": {"linear", "layer_norm", "embedding", "tied_embedding"},
+    "bart_classifier": {"linear", "layer_norm", "embedding"},
     "frozen_bert": {"linear", "embedding", "layer_norm", "frozen"},
 }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from troth.dp.tape import EmbeddingUse, Rule, Site, Tape, call
 from troth.errors import UnsupportedModuleError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from troth.dp.workspace import Workspace
 
-__all__ = ["EMBEDDING", "RELATIVE_BIAS", "EmbeddingBlock"]
+__all__ = ["EMBEDDING", "OWN_EMBEDDING", "OWN_POSITIONS", "RELATIVE_BIAS", "EmbeddingBlock"]
 
 _GRAM_TOKENS = 96
 """Up to so many tokens a masked Gram matrix is cheaper than sorting the ids."""
@@ -60,7 +61,7 @@ class _Embedding(torch.autograd.Function):
             EmbeddingUse(
                 name=ctx.site.name,
                 weight=ctx.site.trained["weight"],
-                ids=ids.reshape(ids.shape[0], -1),
+                ids=ctx.site.tape.ids(ids),
                 g=rows,
                 padding_idx=module.padding_idx,
             )
@@ -111,6 +112,51 @@ def _embedding_refuses(module: nn.Module) -> str | None:
 EMBEDDING = Rule("embedding", ("weight",), _embedding_forward, _embedding_refuses)
 
 
+class _Intercepted(TorchFunctionMode):
+    """Inside it, the look-up of one site's table is the tape's; every other operation is what it was."""
+
+    def __init__(self, site: Site, ids: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._site, self._ids = site, ids
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  what any function of torch returns
+        if func is not F.embedding or args[1] is not self._site.trained["weight"]:
+            return func(*args, **(kwargs or {}))
+        ids = self._ids(args[0])
+        return call(_Embedding, ids, args[1], _batch_of(self._site, ids), self._site)
+
+
+def _own_forward(ids: Callable[[Tensor], Tensor], tape: Tape) -> Callable[..., Tensor]:
+    """Run the `forward` of a subclass as it is, its one look-up aside: what it makes of ids and rows stays exact."""
+
+    def forward(module: nn.Embedding, *args: object, **kwargs: object) -> Tensor:
+        original = cast("Callable[..., Tensor]", type(module).forward)
+        site = tape.site(module)
+        if site is None:
+            return original(module, *args, **kwargs)
+        with _Intercepted(site, ids):
+            return original(module, *args, **kwargs)
+
+    return forward
+
+
+def _one_row(ids: Tensor) -> Tensor:
+    """Return positions [time] that a module made for all examples as [1, time]."""
+    return ids[None] if ids.dim() == 1 else ids
+
+
+OWN_EMBEDDING = Rule("embedding", ("weight",), lambda tape: _own_forward(lambda ids: ids, tape), _embedding_refuses)
+"""For subclasses that scale what they look up: the factor is in the gradient that reaches the look-up."""
+OWN_POSITIONS = Rule("embedding", ("weight",), lambda tape: _own_forward(_one_row, tape), _embedding_refuses)
+"""For subclasses that make the ids themselves, for each example or once for all."""
+
+
 class _RelativeBias(torch.autograd.Function):
     """The relative position bias of T5, [1, heads, query, key], written out for each example of the batch."""
 
@@ -125,7 +171,9 @@ class _RelativeBias(torch.autograd.Function):
     def backward(ctx: _Context, g: Tensor) -> tuple[None, None, None, None, None]:
         (ids,) = ctx.saved_tensors
         rows = ctx.site.tape.rows(ctx.site, g.permute(0, 2, 3, 1))
-        ctx.site.tape.write(EmbeddingUse(ctx.site.name, ctx.site.trained["weight"], ids.reshape(1, -1), rows))
+        ctx.site.tape.write(
+            EmbeddingUse(ctx.site.name, ctx.site.trained["weight"], ctx.site.tape.ids(ids.reshape(1, -1)), rows)
+        )
         return None, None, None, None, None
 
 

@@ -13,13 +13,14 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from troth.dp.tape import Rule, Site, Tape, VectorUse, call
+from troth.errors import UnsupportedModuleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from troth.dp.workspace import Workspace
 
-__all__ = ["LAYER_NORM", "LLAMA_RMS_NORM", "RMS_NORM", "T5_LAYER_NORM", "VectorBlock"]
+__all__ = ["LAYER_NORM", "OWN_LAYER_NORM", "OWN_RMS_NORM", "RMS_NORM", "VectorBlock"]
 
 
 class _Context(FunctionCtx):
@@ -28,7 +29,13 @@ class _Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
 
 
-def _write(ctx: _Context, attribute: str, grads: Tensor) -> None:
+class _SpreadContext(FunctionCtx):
+    site: Site
+    attribute: str
+    dims: int
+
+
+def _write(ctx: _Context | _SpreadContext, attribute: str, grads: Tensor) -> None:
     parameter = ctx.site.parameter(attribute)
     if parameter is not None:
         ctx.site.tape.write(VectorUse(ctx.site.name, parameter, grads))
@@ -83,6 +90,21 @@ class _Scale(torch.autograd.Function):
         return ((g * weight).to(normal.dtype) if ctx.needs_input_grad[0] else None), None, None
 
 
+class _Spread(torch.autograd.Function):
+    """A small parameter, once for each example: [batch, 1, ..., *shape]; its gradient is written out by example."""
+
+    @staticmethod
+    def forward(ctx: _SpreadContext, parameter: Tensor, shape: tuple[int, ...], attribute: str, site: Site) -> Tensor:
+        ctx.site, ctx.attribute, ctx.dims = site, attribute, parameter.dim()
+        return parameter.expand(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _SpreadContext, g: Tensor) -> tuple[None, None, None, None]:
+        _write(ctx, ctx.attribute, ctx.site.tape.rows(ctx.site, g, ctx.dims).sum(1))
+        return None, None, None, None
+
+
 def _layer_norm_forward(tape: Tape) -> Callable[..., Tensor]:
     def forward(module: nn.LayerNorm, input: Tensor) -> Tensor:
         site = tape.site(module)
@@ -97,38 +119,55 @@ def _layer_norm_forward(tape: Tape) -> Callable[..., Tensor]:
     return forward
 
 
-def _rms_forward(normalise: Callable[[nn.Module, Tensor], Tensor], tape: Tape) -> Callable[[nn.Module, Tensor], Tensor]:
-    def forward(module: nn.Module, hidden_states: Tensor) -> Tensor:
+def _rms_forward(tape: Tape) -> Callable[..., Tensor]:
+    def forward(module: nn.RMSNorm, x: Tensor) -> Tensor:
         site = tape.site(module)
         if site is None:
-            return cast("Tensor", type(module).forward(module, hidden_states))
-        return call(_Scale, normalise(module, hidden_states), site.trained["weight"], site)
+            return type(module).forward(module, x)
+        return call(_Scale, F.rms_norm(x, module.normalized_shape, None, module.eps), site.trained["weight"], site)
 
     return forward
 
 
-def _torch_rms(module: nn.Module, x: Tensor) -> Tensor:
-    norm = cast("nn.RMSNorm", module)
-    return F.rms_norm(x, norm.normalized_shape, None, norm.eps)
+def _own_forward(tape: Tape) -> Callable[..., Tensor]:
+    """Run the `forward` of a class as it is, with each parameter spread over the examples of its input.
+
+    It must use its parameters by broadcasting over leading dimensions only, as `weight * x` or `x * (1 + weight)` do:
+    then row i of the spread parameter is in example i's output alone, whatever else the class computes.
+    """
+
+    def forward(module: nn.Module, x: Tensor) -> Tensor:
+        original = type(module).forward
+        site = tape.site(module)
+        if site is None:
+            return cast("Tensor", original(module, x))
+        spread = {name: _spread(parameter, x, name, site) for name, parameter in site.trained.items()}
+        vars(module).update(spread)  # an attribute of the instance comes before its parameter of that name
+        try:
+            return cast("Tensor", original(module, x))
+        finally:
+            for name in spread:
+                del vars(module)[name]
+
+    return forward
 
 
-def _t5_rms(module: nn.Module, x: Tensor) -> Tensor:
-    """T5's form: the variance in float32, the division in the input's own type."""
-    eps = cast("float", module.variance_epsilon)
-    return x * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
-
-
-def _llama_rms(module: nn.Module, x: Tensor) -> Tensor:
-    """Llama's form: all in float32, then back to the input's own type."""
-    eps = cast("float", module.variance_epsilon)
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+def _spread(parameter: nn.Parameter, x: Tensor, attribute: str, site: Site) -> Tensor:
+    middle = x.dim() - 1 - parameter.dim()
+    if middle < 0:
+        raise UnsupportedModuleError(
+            f"{site.name} ({type(site.module).__name__}) works on a tensor of shape {list(x.shape)}, which has no "
+            "dimension for the examples of a batch: keep the batch first, or freeze the module"
+        )
+    return call(_Spread, parameter, (x.shape[0], *[1] * middle, *parameter.shape), attribute, site)
 
 
 LAYER_NORM = Rule("layer_norm", ("weight", "bias"), _layer_norm_forward)
-RMS_NORM = Rule("rms_norm", ("weight",), lambda tape: _rms_forward(_torch_rms, tape))
-T5_LAYER_NORM = Rule("rms_norm", ("weight",), lambda tape: _rms_forward(_t5_rms, tape))
-LLAMA_RMS_NORM = Rule("rms_norm", ("weight",), lambda tape: _rms_forward(_llama_rms, tape))
+RMS_NORM = Rule("rms_norm", ("weight",), _rms_forward)
+OWN_LAYER_NORM = Rule("layer_norm", ("weight", "bias"), _own_forward)
+"""For layer norms with a `forward` of their own, which use their parameters by broadcasting."""
+OWN_RMS_NORM = Rule("rms_norm", ("weight",), _own_forward)
+"""For root-mean-square norms with a `forward` of their own, which use their weight by broadcasting."""
 
 
 class VectorBlock:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from troth.dp.embedding import EMBEDDING, RELATIVE_BIAS
+from troth.dp.embedding import EMBEDDING
+from troth.dp.families import FAMILY_PARENT_RULES, FAMILY_RULES
 from troth.dp.linear import CONV1D, LINEAR
-from troth.dp.norm import LAYER_NORM, LLAMA_RMS_NORM, RMS_NORM, T5_LAYER_NORM
+from troth.dp.norm import LAYER_NORM, RMS_NORM
 from troth.dp.tape import Rule, Site, Tape
 
 if TYPE_CHECKING:
@@ -24,12 +25,11 @@ RULES: Mapping[str, Rule] = {
     "torch.nn.modules.normalization.LayerNorm": LAYER_NORM,
     "torch.nn.modules.normalization.RMSNorm": RMS_NORM,
     "transformers.pytorch_utils.Conv1D": CONV1D,
-    "transformers.models.t5.modeling_t5.T5LayerNorm": T5_LAYER_NORM,
-    "transformers.models.llama.modeling_llama.LlamaRMSNorm": LLAMA_RMS_NORM,
+    **FAMILY_RULES,
 }
 """Rules by the class that defines a module's `forward`: a subclass with a `forward` of its own is another module."""
 
-PARENT_RULES: Mapping[str, Rule] = {"transformers.models.t5.modeling_t5.T5Attention": RELATIVE_BIAS}
+PARENT_RULES: Mapping[str, Rule] = FAMILY_PARENT_RULES
 """Rules for a parameter whose gradient can be told apart by example only in its parent's method."""
 
 _TIED = frozenset({"embedding", "linear"})

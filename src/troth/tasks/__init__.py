@@ -10,6 +10,7 @@ from troth.tasks.scorer import Scorer, TaskScorer
 from troth.tasks.seq2seq import Seq2Seq
 from troth.tasks.tagging import Tagging
 from troth.tasks.task import Batch, Scores, ScoringProgress, Task
+from troth.tasks.trainable import merge_adapters
 
 __all__ = [
     "PRESETS",
@@ -33,4 +34,5 @@ __all__ = [
     "load_trained",
     "make_model",
     "make_task",
+    "merge_adapters",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +30,7 @@ from troth.tasks.question_answering import QuestionAnswering
 from troth.tasks.seq2seq import Seq2Seq
 from troth.tasks.tagging import Tagging
 from troth.tasks.task import Task
+from troth.tasks.trainable import set_trainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -88,7 +87,7 @@ def make_task(config: RunConfig, train: Table, folder: Path) -> Task:
 
 
 def make_model(config: RunConfig, task: Task, seeds: PublicSeeds, folder: Path) -> PreTrainedModel:
-    """Return the model of a run file for `task`, on the CPU in float32, frozen as ``model.trainable`` says.
+    """Return the model of a run file for `task`, on the CPU in float32, trained where ``model.trainable`` says.
 
     Weights that a checkpoint does not hold (the head) are drawn from the public seeds; torch's global generator is left
     as it was. The configuration names the labels.
@@ -100,7 +99,7 @@ def make_model(config: RunConfig, task: Task, seeds: PublicSeeds, folder: Path) 
         folder: the run file's folder.
 
     Raises:
-        ModelError: the checkpoint cannot be used for the task, or ``model.trainable`` names no parameter.
+        ModelError: the checkpoint cannot be used for the task, or not trained as ``model.trainable`` says.
     """
     objective = _objective_of(task)
     if config.model.checkpoint is None:
@@ -111,7 +110,7 @@ def make_model(config: RunConfig, task: Task, seeds: PublicSeeds, folder: Path) 
         model = _from_checkpoint(config.model.checkpoint, folder, task, seeds.integer("model", "head"))
     model.config.pad_token_id = task.tokenizer.pad_token_id
     _check_vocabulary(model, task.tokenizer)
-    _freeze(model, config.model.trainable)
+    set_trainable(model, config.model.trainable, task.kind, seeds.integer("model", "adapters"))
     return model
 
 
@@ -276,44 +275,3 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows: "
             "give a checkpoint whose tokenizer is its own"
         )
-
-
-def _freeze(model: PreTrainedModel, trainable: str | dict[Literal["freeze"], list[str]]) -> None:
-    """Take the gradient from parameters that are not to be trained.
-
-    Raises:
-        ModelError: a pattern matches no parameter, no parameter is left, or the model has no head of its own.
-    """
-    if trainable == "all":
-        return
-    names = [name for name, _ in model.named_parameters()]
-    if isinstance(trainable, dict):
-        frozen = _matched(names, trainable["freeze"])
-    else:
-        body = {id(parameter) for parameter in model.base_model.parameters()}
-        frozen = {name for name, parameter in model.named_parameters() if id(parameter) in body}
-        if len(frozen) == len(names):
-            raise ModelError(
-                "model.trainable = 'head': this model has no head apart from its body (it shares the embedding); "
-                "write trainable = { freeze = [...] } or 'all'"
-            )
-    if len(frozen) == len(names):
-        raise ModelError("model.trainable: the patterns freeze every parameter; leave some to train")
-    for name, parameter in model.named_parameters():
-        if name in frozen:
-            parameter.requires_grad = False
-
-
-def _matched(names: list[str], patterns: list[str]) -> set[str]:
-    """Return the names that match a shell pattern such as ``*.embeddings.*``."""
-    found: set[str] = set()
-    for pattern in patterns:
-        matching = fnmatch.filter(names, pattern)
-        if not matching:
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.3) or names[:1]
-            raise ModelError(
-                f"model.trainable.freeze: {pattern!r} matches no parameter; names look like {near[0]!r}, "
-                "and * stands for any characters"
-            )
-        found.update(matching)
-    return found

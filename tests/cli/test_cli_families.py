@@ -1,0 +1,164 @@
+"""Stock checkpoints of seven families train privately from the command line as they are, whole or by adapters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from contracts.stock_checkpoints import (
+    save_bart,
+    save_bert,
+    save_distilbert,
+    save_gpt2,
+    save_llama,
+    save_roberta,
+    save_t5,
+)
+from contracts.task_tables import TABLES
+from troth.config import load
+from troth.seeds import PublicSeeds
+from troth.tasks import load_trained, make_model, make_task
+
+ROLES = {
+    "classification": ("text", "label"),
+    "tagging": ("tokens", "tags"),
+    "question_answering": ("question", "context", "answers"),
+    "seq2seq": ("source", "target"),
+    "language_modeling": ("text",),
+}
+MEASURED = {
+    "classification": "test.accuracy",
+    "tagging": "test.span_f1",
+    "question_answering": "test.f1",
+    "seq2seq": "test.rouge_l",
+    "language_modeling": "test.perplexity",
+}
+FAMILIES = {
+    "bert": (save_bert, "classification"),
+    "bert tagging": (save_bert, "tagging"),
+    "bert answers": (save_bert, "question_answering"),
+    "bert masked": (save_bert, "language_modeling"),
+    "distilbert": (save_distilbert, "classification"),
+    "roberta": (save_roberta, "classification"),
+    "gpt2": (save_gpt2, "language_modeling"),
+    "llama": (save_llama, "language_modeling"),
+    "t5": (save_t5, "seq2seq"),
+    "bart": (save_bart, "seq2seq"),
+    "bart classification": (save_bart, "classification"),
+}
+RUN = """
+[run]
+name = "x"
+seed = 1
+[model]
+checkpoint = "stock"
+max_length = {length}
+[data]
+train = "train.jsonl"
+test = "test.jsonl"
+{roles}
+[task]
+kind = "{kind}"
+[train]
+epochs = 1
+learning_rate = 1e-2
+expected_batch_size = 12
+[privacy]
+noise_multiplier = 1.0
+target_delta = 1e-3
+"""
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a stock checkpoint, a small table in two files and a run file over them."""
+
+    def write(name: str) -> Path:
+        save, kind = FAMILIES[name]
+        save(tmp_path / "stock")
+        rows = list(TABLES[kind].dataset)
+        for part, chosen in (("train", rows), ("test", rows[:6])):
+            (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+        roles = "\n".join(f'{role} = "{role}"' for role in ROLES[kind])
+        length = 40 if kind == "question_answering" else 24
+        path = tmp_path / "run.toml"
+        path.write_text(RUN.format(kind=kind, roles=roles, length=length))
+        return path
+
+    return write
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_a_stock_checkpoint_trains_privately(troth: Callable, stock: Callable, name: str, tmp_path: Path) -> None:
+    called = troth("train", stock(name), "--json", "--quiet")
+    assert called.code == 0, called.err
+    record = called.json
+    assert record["privacy"]["guarantee"] == "differential_privacy"
+    assert record["privacy"]["steps"] == 2
+    assert MEASURED[FAMILIES[name][1]] in {m["name"] for m in record["measurements"]}
+    before, after = _weights(tmp_path / "stock"), _weights(tmp_path / "runs" / "x" / "model")
+    shared = [n for n in before if n in after and before[n].shape == after[n].shape and before[n].is_floating_point()]
+    assert len(shared) > len(before) / 2
+    assert all(not torch.equal(before[n], after[n]) for n in shared if "final_logits_bias" not in n)
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama", "t5", "bart"])
+def test_adapters_are_trained_and_the_model_holds_them_merged(
+    troth: Callable, stock: Callable, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stock(name)
+    called = troth("train", path, "--set", "model.trainable=lora", "--json", "--quiet")
+    assert called.code == 0, called.err
+    assert called.json["privacy"]["guarantee"] == "differential_privacy"
+    folder = tmp_path / "runs" / "x" / "model"
+    assert not (folder / "adapter_config.json").exists()
+    config = load(path)
+    task = make_task(config, TABLES[config.task.kind], tmp_path)
+    start = make_model(config, task, PublicSeeds(1), tmp_path).state_dict()
+    for module in [m for m in sys.modules if m.partition(".")[0] == "peft"]:
+        monkeypatch.setitem(sys.modules, module, None)  # as where peft is not installed
+    _, model = load_trained(folder, config)
+    trained = model.state_dict()
+    assert set(trained) == set(start)
+    moved = {n for n in trained if not torch.equal(trained[n], start[n])}
+    projections = {"bert": "query", "distilbert": "q_lin", "gpt2": "c_attn", "t5": ".q.", "bart": "q_proj"}
+    assert any(projections.get(name, "q_proj") in n for n in moved)
+    heads = {n for n in moved if "classifier" in n}
+    assert bool(heads) == (config.task.kind == "classification")
+    assert not any("norm" in n.lower() or "emb" in n or ".wte" in n or "shared" in n for n in moved)
+
+
+def test_adapters_without_peft_are_refused_in_one_line(
+    troth: Callable, stock: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stock("bert")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    called = troth("train", path, "--set", "model.trainable=lora", "--quiet")
+    assert called.code == 2
+    assert called.err == (
+        "error: model.trainable = 'lora' needs peft, which is not installed: pip install 'troth[lora]'\n"
+    )
+    assert not any((tmp_path / "runs").glob("*"))
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "gpt2", "llama", "t5", "bart"])
+def test_doctor_shows_a_rule_for_every_parameter(troth: Callable, stock: Callable, name: str, tmp_path: Path) -> None:
+    stock(name)
+    called = troth("doctor", tmp_path / "stock", "--json")
+    assert called.code == 0, called.err
+    items = called.json["items"]
+    names = {item["name"] for item in items}
+    assert all(item["supported"] and item["rule"] != "unsupported" for item in items)
+    assert set(_weights(tmp_path / "stock")) - {"final_logits_bias"} <= names | {
+        n for n in _weights(tmp_path / "stock") if n.removeprefix("model.") in names
+    }
