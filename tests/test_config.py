@@ -44,9 +44,21 @@ WRONG = {
         {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "noise_multiplier": 1}},
         "exactly one of privacy.target_epsilon",
     ),
-    "later sampler": (
-        {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "sampler": "truncated_poisson"}},
+    "unknown sampler": (
+        {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "sampler": "shuffle"}},
         "privacy.sampler",
+    ),
+    "cap without truncation": (
+        {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "max_batch_size": 100}},
+        "privacy.max_batch_size goes with privacy.sampler",
+    ),
+    "micro-batch size without micro-batches": (
+        {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "microbatch_size": 4}},
+        "privacy.microbatch_size goes with privacy.clip_unit",
+    ),
+    "users in micro-batches": (
+        {"privacy": {"target_delta": 1e-5, "target_epsilon": 1, "unit": "user", "clip_unit": "microbatch"}},
+        "goes with unit 'example'",
     ),
     "seed without stamp": ({"run": {"insecure_seed": 1}}, "guarantee = 'none'"),
     "name is a path": ({"run": {"name": "../x"}}, "run.name"),

@@ -30,10 +30,11 @@ from training_world import (
     weights,
 )
 
-from troth.accounting import Ledger, PrivacyPlan, troth_home
+from troth.accounting import Ledger, PrivacyPlan, make_plan, troth_home
 from troth.config import RunConfig, parse
+from troth.data import Units
 from troth.dp import PrivateEngine
-from troth.errors import BudgetError, EngineStateError, PrivacyError, ResumeError, RunError
+from troth.errors import BudgetError, EngineStateError, PrivacyError, ResumeError, RunError, SelfCheckError
 from troth.training import SilentProgress, fit
 from troth.training import private as private_module
 
@@ -432,3 +433,66 @@ def test_the_model_is_left_as_it_was_found(tmp_path: Path) -> None:
     assert all(p.grad is None for p in given.model.parameters())
     with pytest.raises(Killed):
         train(inputs(tmp_path / "b", RUN), progress=KillAt(3))
+
+
+# Units, sampling and clipping beyond the default
+
+
+def private_run(train: dict[str, Any] | None = None, **privacy: Any) -> RunConfig:
+    data = config(private=True, **(train or {})).to_dict()
+    data["privacy"] |= privacy
+    return parse(data)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "automatic": {"clipping": "automatic"},
+    "adaptive": {"clipping": "adaptive", "quantile": 0.4},
+    "per layer": {"clipping": "per_layer"},
+    "micro-batches": {"clip_unit": "microbatch", "microbatch_size": 4},
+    "truncated": {"sampler": "truncated_poisson", "max_batch_size": 10},
+    "secure noise": {"secure_noise": True},
+}
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_run_resumed_repeats_the_uninterrupted_one(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """Same keys, hence the same samples, micro-batches, noise and, where it adapts, the same clipping norm."""
+    data = private_run(**fields).to_dict()
+    data["run"] |= {"insecure_seed": 5, "guarantee": "none"}
+    run = parse(data)
+    whole = inputs(tmp_path / "whole", run)
+    train(whole)
+    plan = plan_of(run)
+    entry = reserve(run, plan)
+    with pytest.raises(Killed):
+        train(inputs(tmp_path / "killed", run), reservation=entry, progress=KillAt(6))
+    again = inputs(tmp_path / "killed", run)
+    train(again, reservation=entry, resume=True)
+    assert same(weights(whole), weights(again))
+
+
+def test_the_outcome_of_a_run_by_user_speaks_of_users(tmp_path: Path) -> None:
+    rows = table()
+    units = Units.of([i // 4 for i in range(len(rows))])
+    run = private_run({"expected_batch_size": 3}, unit="user", examples_per_user=2)
+    assert run.privacy is not None
+    plan = make_plan(run.privacy, run.train, len(units))
+    given = replace(inputs(tmp_path, run, rows), units=units)
+    outcome = fit(given, plan=plan, reservation=reserve(run, plan), resume=False, progress=SilentProgress())
+    assert outcome.privacy is not None
+    assert (outcome.privacy.unit, outcome.privacy.sampling_rate) == ("user", 0.3)
+    assert outcome.steps == 3 * math.ceil(10 / 3)
+
+
+def test_a_plan_by_user_wants_rows_by_user(tmp_path: Path) -> None:
+    run = private_run({"expected_batch_size": 3}, unit="user")
+    assert run.privacy is not None
+    plan = make_plan(run.privacy, run.train, 10)
+    with pytest.raises(PrivacyError, match=r"the plan is for 10 users, data\.train has 40"):
+        fit(inputs(tmp_path, run), plan=plan, reservation=reserve(run, plan), resume=False, progress=SilentProgress())
+
+
+def test_a_loss_that_looks_at_the_batch_stops_the_run(tmp_path: Path) -> None:
+    given = hooked(inputs(tmp_path, RUN), lambda model, losses: losses / len(losses))
+    with pytest.raises(SelfCheckError, match="the loss of an example changes with the other examples"):
+        train(given)
