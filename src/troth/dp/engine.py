@@ -331,7 +331,7 @@ class PrivateEngine:
                 "the model itself was not called with a batch of inputs, so that the private engine cannot be checked "
                 "on it: call the model rather than parts of it, or attach the engine with self_check=False"
             )
-        check_engine(self._model, self._tape, self._call, self._names)
+        check_engine(self._model, self._tape, self._call, self._names, self._workspace())
         self._to_check, self._call = False, None
 
     def _prepare(self) -> None:
@@ -342,7 +342,7 @@ class PrivateEngine:
 
     def _accumulate(self, uses: list[Use], batch: int) -> None:
         blocks = make_blocks(uses)
-        work = Workspace(self._gradient.flat.dtype)
+        work = self._workspace()
         squares = [block.norms_squared(work) for block in blocks]
         if self._observer.norms is not None:
             self._observer.norms({self._label(b): s for b, s in zip(blocks, squares, strict=True)})
@@ -356,6 +356,10 @@ class PrivateEngine:
             work.set_factors(own)
             block.add_clipped(self._gradient.views, work)
             self._seen.update(block.parameters)
+
+    def _workspace(self) -> Workspace:
+        """Return fresh caches; a run that is to be reproducible elsewhere decides by formula, not by timings."""
+        return Workspace(self._gradient.flat.dtype, self._device, measures=not self.randomness.insecure)
 
     def _label(self, block: Block) -> str:
         return "+".join(self._names[p] for p in block.parameters)

@@ -15,6 +15,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from troth.dp.tape import LinearUse, Rule, Site, Tape, call
+from troth.dp.timing import written_out_over_ghost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -88,15 +89,26 @@ LINEAR = Rule("linear", ("weight", "bias"), _linear_forward)
 CONV1D = Rule("conv1d", ("weight", "bias"), _conv1d_forward)
 
 
-def instantiates(tokens: int, width_in: int, width_out: int) -> bool:
+_CLEAR = 5.0  # where the estimate differs by more than this factor, nothing needs measuring
+_MEMORY = 1.5  # written-out gradients may take this share of what the inputs and output gradients take
+
+
+def instantiates(tokens: int, width_in: int, width_out: int, batch: int, work: Workspace) -> bool:
     """Return whether per-example gradients are to be written out rather than their norm taken from Gram matrices.
 
     Per example, a ghost norm costs 2 T² (d + p) operations beside the 2 T d p of the clipped sum; written-out gradients
-    give norm and clipped sum for the same 2 T d p and three passes over d p numbers. They are chosen where
-    3 T (d + p) >= 2 d p, which is also about where they take no more memory than the inputs and output gradients they
-    replace.
+    give norm and clipped sum for the same 2 T d p and three passes over d p numbers: estimated equal where
+    3 T (d + p) = 2 d p. Within a factor of five of that a micro-timing decides (`troth.dp.timing`), unless the run is
+    to be reproducible on other machines. Never where the gradients would take much more memory than the inputs and
+    output gradients they replace.
     """
-    return 3 * tokens * (width_in + width_out) >= 2 * width_in * width_out
+    if width_in * width_out > _MEMORY * tokens * (width_in + width_out):
+        return False
+    estimate = 3 * tokens * (width_in + width_out) / (2 * width_in * width_out)
+    if not work.measures or not 1 / _CLEAR < estimate < _CLEAR:
+        return estimate >= 1
+    ratio = written_out_over_ghost(batch, tokens, width_in, width_out, dtype=work.dtype, device=work.device)
+    return ratio < 1
 
 
 class LinearBlock:
@@ -114,7 +126,7 @@ class LinearBlock:
         """Return the squared norm of each example's gradient of weight and bias [batch]."""
         first = self.uses[0]
         tokens = sum(u.x.shape[1] for u in self.uses)
-        if tokens > 1 and instantiates(tokens, first.x.shape[2], first.g.shape[2]):
+        if tokens > 1 and instantiates(tokens, first.x.shape[2], first.g.shape[2], len(first.x), work):
             return self._instantiate(work)
         x = first.x if len(self.uses) == 1 else torch.cat([u.x for u in self.uses], 1)
         g = first.g if len(self.uses) == 1 else torch.cat([u.g for u in self.uses], 1)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from troth.dp.blocks import make_blocks
-from troth.dp.workspace import Workspace
 from troth.errors import EngineStateError, SelfCheckError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from troth.dp.tape import Tape
+    from troth.dp.workspace import Workspace
 
 __all__ = ["Call", "check_engine", "check_losses", "refuse_unmoved", "weights_of"]
 
@@ -53,7 +53,7 @@ class Call:
         return tuple(part(a) for a in self.args), {k: part(v) for k, v in self.kwargs.items()}
 
 
-def check_engine(model: nn.Module, tape: Tape, call: Call, names: Mapping[nn.Parameter, str]) -> None:
+def check_engine(model: nn.Module, tape: Tape, call: Call, names: Mapping[nn.Parameter, str], work: Workspace) -> None:
     """Compare the engine's norms and sums with autograd's, and outputs of rows alone with outputs together.
 
     The loss is a random linear function of the model's outputs, so that every output counts. Dropout is off and the
@@ -64,6 +64,7 @@ def check_engine(model: nn.Module, tape: Tape, call: Call, names: Mapping[nn.Par
         tape: where the engine's sites write.
         call: the model's first call.
         names: of the trainable parameters.
+        work: a fresh one, which decides like the engine's own.
 
     Raises:
         SelfCheckError: names the module whose norm or sum is wrong, or says that rows depend on each other.
@@ -82,8 +83,6 @@ def check_engine(model: nn.Module, tape: Tape, call: Call, names: Mapping[nn.Par
             losses.sum().backward()  # type: ignore[no-untyped-call]
             recorded = list(uses)
     blocks = make_blocks(recorded)
-    dtype = next(iter(names)).dtype
-    work = Workspace(dtype)
     with torch.no_grad():
         squares = [block.norms_squared(work) for block in blocks]
         _compare_norms(

@@ -18,11 +18,12 @@ class Workspace:
     """Caches of one physical batch, and the clip factors once they are known.
 
     All arithmetic is done in `dtype` (float32 or float64), whatever the activations' type. Entries hold the tensor
-    they were made from, so that its memory cannot be given to another one while the entry lives.
+    they were made from, so that its memory cannot be given to another one while the entry lives. `measures` says that
+    the faster of two exact ways may be found by timing them on this machine.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, device: torch.device | None = None, *, measures: bool = False) -> None:
+        self.dtype, self.device, self.measures = dtype, device or torch.device("cpu"), measures
         self._taken: Tensor | None = None
         self._factors: Tensor | None = None
         self._row_factors: dict[int, Tensor] = {}
