@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from troth.config import PrivacyConfig, TrainConfig
 
-__all__ = ["PrivacyPlan", "make_plan"]
+__all__ = ["PrivacyPlan", "make_plan", "plan_for"]
 
 
 _QUANTILE_STEP = 0.2  # Andrew et al. found it to work across six data sets (arXiv 1905.03871, section 3)
@@ -340,3 +340,33 @@ def make_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> Priv
         quantile_noise=max(batch / 20, 2 * sigma) if adaptive else None,
         secure_noise=privacy.secure_noise,
     )
+
+
+def plan_for(
+    *, examples: int, expected_batch_size: int, epochs: int, epsilon: float, delta: float, **options: object
+) -> PrivacyPlan:
+    """Return the plan that spends `epsilon` at `delta` in `epochs` passes: `make_plan` for a loop of your own.
+
+    Args:
+        examples: n, the number of units to protect: examples, or users.
+        expected_batch_size: B, in units.
+        epochs: of ceil(n / B) steps each.
+        epsilon: above 0, in nats.
+        delta: below 1/n.
+        options: further keys of the run file's [privacy], such as ``clipping_norm``, ``clipping`` or ``unit``.
+
+    Raises:
+        PrivacyError: delta is not below 1/n, or epsilon cannot be reached.
+        ConfigError: an option is unknown or has a wrong value.
+    """
+    from pydantic import ValidationError
+
+    from troth.config import PrivacyConfig, TrainConfig
+
+    try:
+        privacy = PrivacyConfig.model_validate({"target_epsilon": epsilon, "target_delta": delta, **options})
+        train = TrainConfig(epochs=epochs, expected_batch_size=expected_batch_size)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc'])) or 'plan_for'}: {first['msg']}") from None
+    return make_plan(privacy, train, examples)
