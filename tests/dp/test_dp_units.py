@@ -178,7 +178,7 @@ def test_units_must_be_those_of_the_plan() -> None:
     case = dp_models.CASES["mlp"]()
     with pytest.raises(PrivacyError, match="the plan is for 5 units, the data have 3"):
         PrivateEngine(case.model, sgd(case.model), plan_for(5), PrivateRandomness(), units=Units.single(3))
-    with pytest.raises(PrivacyError, match="every row is a user of its own"):
+    with pytest.raises(PrivacyError, match="the plan protects users"):
         PrivateEngine(case.model, sgd(case.model), user_plan(5, 3), PrivateRandomness())
 
 

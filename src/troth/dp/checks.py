@@ -74,21 +74,18 @@ def refuse_changed(attached: Sequence[nn.Parameter], model: nn.Module, optimizer
         )
 
 
-def refuse_other_units(plan: PrivacyPlan, units: Units) -> None:
-    """Check that the plan speaks of these units.
+def refuse_other_units(plan: PrivacyPlan, units: Units | None) -> None:
+    """Check that the plan speaks of these units; without any, every row is one.
 
     Raises:
-        PrivacyError: their number is another, or a user-level plan has no rows by user.
+        PrivacyError: their number is another, or a user-level plan comes without its users' rows.
     """
-    if len(units) != plan.examples:
+    if units is None and plan.unit == "user":
+        raise PrivacyError("the plan protects users: pass units=privacy_units(table, 'user'), the rows of each user")
+    if units is not None and len(units) != plan.examples:
         raise PrivacyError(
             f"the plan is for {plan.examples} units, the data have {len(units)}: make the plan for these, or pass "
             "units=privacy_units(table, unit)"
-        )
-    if plan.unit == "user" and units.all_single and plan.examples_per_user != 1:
-        raise PrivacyError(
-            "the plan protects users and allows several examples of each, but every row is a user of its own: pass "
-            "units=privacy_units(table, 'user'), or set examples_per_user to 1"
         )
 
 

@@ -118,8 +118,8 @@ class PrivateEngine:
         refuse_unsupported(model)
         parameters = trainable(model)
         refuse_mismatch(parameters, optimizer)
+        refuse_other_units(plan, units)
         self._units = Units.single(plan.examples) if units is None else units
-        refuse_other_units(plan, self._units)
         self.plan = plan
         self.randomness = randomness
         self.step_index = 0
