@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file
 
 from contracts.stock_checkpoints import (
@@ -22,8 +23,12 @@ from contracts.stock_checkpoints import (
 )
 from contracts.task_tables import TABLES
 from troth.config import load
+from troth.errors import RunError
+from troth.runs import stages as troth_stages
 from troth.seeds import PublicSeeds
 from troth.tasks import load_trained, make_model, make_task
+
+pytestmark = pytest.mark.slow
 
 ROLES = {
     "classification": ("text", "label"),
@@ -138,6 +143,41 @@ def test_adapters_are_trained_and_the_model_holds_them_merged(
     assert not any("norm" in n.lower() or "emb" in n or ".wte" in n or "shared" in n for n in moved)
 
 
+def test_a_resumed_run_merges_the_adapters_it_trained(
+    troth: Callable, stock: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = stock("bert")
+    path.write_text(path.read_text().replace("seed = 1", 'seed = 1\ninsecure_seed = 3\nguarantee = "none"'))
+    train = ("train", path, "--set", "model.trainable=lora", "--quiet")
+    assert troth(*train).code == 0
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise RunError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(troth_stages, "export", fail)
+        assert troth(*train).code == 1
+    assert troth(*train, "--resume").code == 0
+    whole, resumed = (_weights(tmp_path / "runs" / name / "model") for name in ("x", "x-2"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[n], resumed[n]) for n in whole)
+    assert not any("lora" in n for n in resumed)
+
+
+def test_a_federation_trains_adapters_and_exports_them_merged(troth: Callable, stock: Callable, tmp_path: Path) -> None:
+    path = stock("bert")
+    private = path.read_text().index("[privacy]")
+    clients = '[federated]\nrounds = 1\ncohort_size = 2\nclients = { partition = "iid", clients = 2 }\n'
+    path.write_text(path.read_text()[:private] + clients)
+    called = troth("federate", path, "--set", "model.trainable=lora", "--json", "--quiet")
+    assert called.code == 0, called.err
+    before, after = _weights(tmp_path / "stock"), _weights(tmp_path / "runs" / "x" / "model")
+    assert not any("lora" in n for n in after)
+    moved = {n for n in after if n in before and not torch.equal(before[n], after[n])}
+    assert moved
+    assert all("self.query" in n or "self.value" in n for n in moved)
+
+
 def test_adapters_without_peft_are_refused_in_one_line(
     troth: Callable, stock: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,14 +191,49 @@ def test_adapters_without_peft_are_refused_in_one_line(
     assert not any((tmp_path / "runs").glob("*"))
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "gpt2", "llama", "t5", "bart"])
-def test_doctor_shows_a_rule_for_every_parameter(troth: Callable, stock: Callable, name: str, tmp_path: Path) -> None:
-    stock(name)
-    called = troth("doctor", tmp_path / "stock", "--json")
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+PAIR = {f"{side}_{part}": 2 for side in ("encoder", "decoder") for part in ("layers", "attention_heads", "ffn_dim")}
+CONFIGS = {
+    "BertForSequenceClassification": (hf.BertConfig(**SMALL), {"linear", "embedding", "layer_norm"}),
+    "DistilBertForTokenClassification": (
+        hf.DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=24),
+        {"linear", "embedding", "layer_norm"},
+    ),
+    "RobertaForMaskedLM": (hf.RobertaConfig(**SMALL), {"linear", "embedding", "tied_embedding", "layer_norm"}),
+    "AlbertForQuestionAnswering": (
+        hf.AlbertConfig(embedding_size=8, **SMALL),
+        {"linear", "embedding", "layer_norm"},
+    ),
+    "ElectraForSequenceClassification": (
+        hf.ElectraConfig(embedding_size=8, **SMALL),
+        {"linear", "embedding", "layer_norm"},
+    ),
+    "GPT2LMHeadModel": (
+        hf.GPT2Config(n_embd=16, n_layer=2, n_head=2),
+        {"conv1d", "embedding", "tied_embedding", "layer_norm"},
+    ),
+    "LlamaForCausalLM": (hf.LlamaConfig(**SMALL), {"linear", "embedding", "rms_norm"}),
+    "T5ForConditionalGeneration": (
+        hf.T5Config(d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2),
+        {"linear", "tied_embedding", "relative_bias", "rms_norm"},
+    ),
+    "BartForConditionalGeneration": (
+        hf.BartConfig(d_model=16, **PAIR),
+        {"linear", "embedding", "tied_embedding", "layer_norm"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_doctor_shows_the_rule_of_every_parameter(troth: Callable, name: str, tmp_path: Path) -> None:
+    config, rules = CONFIGS[name]
+    config.vocab_size = 40
+    model = getattr(hf, name)(config)
+    model.save_pretrained(tmp_path)
+    called = troth("doctor", tmp_path, "--json")
     assert called.code == 0, called.err
     items = called.json["items"]
-    names = {item["name"] for item in items}
-    assert all(item["supported"] and item["rule"] != "unsupported" for item in items)
-    assert set(_weights(tmp_path / "stock")) - {"final_logits_bias"} <= names | {
-        n for n in _weights(tmp_path / "stock") if n.removeprefix("model.") in names
-    }
+    assert [item["name"] for item in items] == [n for n, _ in model.named_parameters()]
+    assert [tuple(item["shape"]) for item in items] == [tuple(p.shape) for p in model.parameters()]
+    assert {item["rule"] for item in items} == rules
+    assert all(item["supported"] and item["trainable"] for item in items)
