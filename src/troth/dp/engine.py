@@ -290,6 +290,8 @@ class PrivateEngine:
             )
         if len(losses) == 0:
             return
+        if self._accumulated == 0:
+            refuse_changed(list(self._names), self._model, self._optimizer)
         self._prepare()
         with torch.autocast(self._device.type, enabled=False):
             self._check(losses)
