@@ -72,8 +72,8 @@ class Bare(nn.Module):
         (nn.Sequential(nn.Linear(3, 3), nn.SyncBatchNorm(3)), "1", "SyncBatchNorm mixes"),
         (nn.Sequential(nn.Linear(3, 3), nn.InstanceNorm1d(3, track_running_stats=True)), "1", "keeps statistics"),
         (nn.DataParallel(nn.Linear(3, 3)), "the model", "bare model"),
-        (nn.Sequential(nn.LSTM(3, 3)), "0.weight_ih_l0", r"LSTM"),
-        (nn.Sequential(nn.Conv1d(3, 3, 1)), "0.weight", r"Conv1d"),
+        (nn.Sequential(nn.RNN(3, 3)), "0.weight_ih_l0", r"RNN"),
+        (nn.Sequential(nn.Conv2d(3, 3, 1)), "0.weight", r"Conv2d"),
         (nn.Sequential(nn.GroupNorm(1, 3)), "0.weight", r"GroupNorm"),
         (nn.TransformerEncoderLayer(4, 2), "self_attn.in_proj_weight", "MultiheadAttention"),
         (nn.Sequential(nn.Embedding(5, 3, sparse=True)), "0.weight", "sparse=False"),
@@ -102,7 +102,7 @@ def test_a_subclass_with_its_own_forward_is_another_module() -> None:
 
 
 def test_a_refused_model_is_left_as_it_was() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3))
+    model = nn.Sequential(nn.Linear(3, 3), nn.RNN(3, 3))
     assert_refused(UnsupportedModuleError, lambda: attach(model))
     assert "forward" not in vars(model[0])
     assert not model[0].weight._backward_hooks

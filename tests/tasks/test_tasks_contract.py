@@ -151,6 +151,17 @@ class TestTinyBertTags(Tags):
         return preset_case("tagging", "tiny-bert", folder)
 
 
+class TestBilstmCrfTags(Tags):
+    @classmethod
+    def make_case(cls, folder: Path) -> Case:
+        return preset_case("tagging", "bilstm-crf", folder)
+
+    def wider(self, name: str, values: torch.Tensor, case: Case) -> torch.Tensor:
+        if name != "characters":
+            return super().wider(name, values, case)
+        return torch.nn.functional.pad(values, (0, 3, 0, 1))  # longer words, and one more of them
+
+
 class TestTinyBertAnswers(Answers):
     @classmethod
     def make_case(cls, folder: Path) -> Case:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from troth.dp.convolution import FilterBlock
 from troth.dp.embedding import EmbeddingBlock
 from troth.dp.linear import LinearBlock
 from troth.dp.norm import VectorBlock
@@ -59,7 +60,8 @@ def make_blocks(uses: Sequence[Use]) -> list[Block]:
         bias = group[0].bias
         # The bias rides on the weight's Gram matrices only where both have exactly the same uses.
         paired = bias is not None and biases[bias] == group
-        blocks.append(LinearBlock(group, weight, bias if paired else None))
+        kind = FilterBlock if weight.dim() > 2 else LinearBlock
+        blocks.append(kind(group, weight, bias if paired else None))
         if paired and bias is not None:
             del biases[bias]
     for bias, group in biases.items():

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from troth.dp.convolution import CONVOLUTION
+from troth.dp.crf import CRF
 from troth.dp.embedding import EMBEDDING
 from troth.dp.families import FAMILY_PARENT_RULES, FAMILY_RULES
 from troth.dp.linear import CONV1D, LINEAR
 from troth.dp.norm import LAYER_NORM, RMS_NORM
+from troth.dp.recurrent import GRU, LSTM
 from troth.dp.tape import Rule, Site, Tape
 
 if TYPE_CHECKING:
@@ -24,7 +27,11 @@ RULES: Mapping[str, Rule] = {
     "torch.nn.modules.sparse.Embedding": EMBEDDING,
     "torch.nn.modules.normalization.LayerNorm": LAYER_NORM,
     "torch.nn.modules.normalization.RMSNorm": RMS_NORM,
+    "torch.nn.modules.conv.Conv1d": CONVOLUTION,
+    "torch.nn.modules.rnn.LSTM": LSTM,
+    "torch.nn.modules.rnn.GRU": GRU,
     "transformers.pytorch_utils.Conv1D": CONV1D,
+    "troth.tasks.crf.LinearChainCRF": CRF,
     **FAMILY_RULES,
 }
 """Rules by the class that defines a module's `forward`: a subclass with a `forward` of its own is another module."""
@@ -42,8 +49,8 @@ class ParameterRule:
     Attributes:
         name: the parameter's (first) name in the model.
         shape: its shape.
-        rule: ``linear``, ``conv1d``, ``embedding``, ``tied_embedding``, ``layer_norm``, ``rms_norm``,
-            ``relative_bias``; ``frozen`` where it is not trained; ``unsupported``.
+        rule: ``linear``, ``conv1d``, ``convolution``, ``lstm``, ``gru``, ``crf``, ``embedding``, ``tied_embedding``,
+            ``layer_norm``, ``rms_norm``, ``relative_bias``; ``frozen`` where it is not trained; ``unsupported``.
         trainable: whether it is trained.
         supported: whether private training can take it as it is.
         reason: why not, and the way out; empty where it can.

@@ -138,7 +138,7 @@ class Tape:
         self._size = 1
         self._uses: list[Use] = []
         self._extents: set[int] = set()
-        self._folds: dict[Site, int] = {}
+        self._folds: set[tuple[Site, int]] = set()
 
     def site(self, module: nn.Module) -> Site | None:
         """Return the site of a module; None where nothing is recorded (no gradients wanted, or a copied module)."""
@@ -168,7 +168,7 @@ class Tape:
                 laid out along time, since a gradient sums over both.
         """
         self._batch, self._size, self._uses = batch, size, []
-        self._extents, self._folds = set(), {}
+        self._extents, self._folds = set(), set()
         try:
             yield self._uses
             self._verify_folds()
@@ -214,7 +214,7 @@ class Tape:
             )
         middle = tensor.shape[1 : tensor.dim() - trailing]
         if fold > 1:
-            self._folds[site] = fold
+            self._folds.add((site, fold))
         else:
             self._extents.update(itertools.accumulate(middle, operator.mul))
         if trailing == 1 and tensor.dim() == 3 and self._size == fold == 1:
@@ -231,7 +231,7 @@ class Tape:
         Raises:
             UnsupportedModuleError: no module with the batch first has so many rows per example.
         """
-        for site, fold in self._folds.items():
+        for site, fold in self._folds:
             if fold not in self._extents:
                 raise UnsupportedModuleError(
                     f"{site.name} ({type(site.module).__name__}) works on {fold} rows for each example of the batch, "

@@ -24,7 +24,9 @@ from troth.config import ModelConfig, RunConfig
 from troth.errors import ModelError
 from troth.tasks.checkpoints import check_folder, find_checkpoint, load_config, load_model, load_tokenizer
 from troth.tasks.classification import Classification
+from troth.tasks.crf_tagging import CrfTagging
 from troth.tasks.language_modeling import CausalLanguageModeling, MaskedLanguageModeling
+from troth.tasks.modeling_tagger import TrothTaggerConfig
 from troth.tasks.presets import PRESETS, preset_model, preset_tokenizer
 from troth.tasks.question_answering import QuestionAnswering
 from troth.tasks.seq2seq import Seq2Seq
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["load_trained", "make_model", "make_task"]
 
 Objective = Literal["causal", "masked"]
-_RELATIVE_POSITIONS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "xlnet")
+_RELATIVE_POSITIONS = ("t5", "mt5", "umt5", "longt5", "switch_transformers", "xlnet", "troth-tagger")
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "mpnet")
 _UNLIMITED = 1_000_000  # tokenizers name a huge number where they know no limit
 _AUTO_CLASSES: dict[str, tuple[Any, Any]] = {
@@ -73,7 +75,7 @@ def make_task(config: RunConfig, train: Table, folder: Path) -> Task:
         preset, length = _preset(config.model), config.model.max_length
         _check_preset(preset, _objective(config, None) or config.task.kind)
         tokenizer = preset_tokenizer(preset, length, vocabulary_size=config.model.vocabulary_size)
-        return _task(config, tokenizer, labels, length, _objective(config, None))
+        return _task(config, tokenizer, labels, length, None)
     name = config.model.checkpoint
     place = find_checkpoint(name, folder)
     architecture = load_config(place, name)
@@ -81,9 +83,7 @@ def make_task(config: RunConfig, train: Table, folder: Path) -> Task:
     tokenizer = load_tokenizer(place, name)
     own = _own_labels(architecture)
     labels = own if sorted(own) == sorted(labels) else labels
-    return _task(
-        config, tokenizer, labels, _max_length(config.model, architecture, tokenizer), _objective(config, architecture)
-    )
+    return _task(config, tokenizer, labels, _max_length(config.model, architecture, tokenizer), architecture)
 
 
 def make_model(config: RunConfig, task: Task, seeds: PublicSeeds, folder: Path) -> PreTrainedModel:
@@ -129,9 +129,7 @@ def load_trained(model_folder: Path, config: RunConfig) -> tuple[Task, PreTraine
     architecture = load_config(model_folder, name)
     tokenizer = load_tokenizer(model_folder, name)
     labels = _own_labels(architecture) if _wants_labels(config.task.kind) else ()
-    task = _task(
-        config, tokenizer, labels, _max_length(config.model, architecture, tokenizer), _objective(config, architecture)
-    )
+    task = _task(config, tokenizer, labels, _max_length(config.model, architecture, tokenizer), architecture)
     model = load_model(_auto_class(task).from_pretrained, model_folder, name, architecture, None)
     return task, model
 
@@ -141,24 +139,32 @@ def _task(
     tokenizer: PreTrainedTokenizerBase,
     labels: tuple[str, ...],
     max_length: int,
-    objective: Objective | None,
+    architecture: PreTrainedConfig | None,
 ) -> Task:
+    """Return the task; `architecture` is the checkpoint's, None for a preset."""
     kind = config.task.kind
     if kind == "classification":
         return Classification(tokenizer, labels, max_length)
     if kind == "tagging":
-        return Tagging(tokenizer, labels, max_length)
+        return (CrfTagging if _scores_paths(config, architecture) else Tagging)(tokenizer, labels, max_length)
     if kind == "question_answering":
         return QuestionAnswering(tokenizer, (), max_length)
     if kind == "seq2seq":
         return Seq2Seq(tokenizer, (), max_length)
-    if objective == "causal":
+    if _objective(config, architecture) == "causal":
         return CausalLanguageModeling(tokenizer, (), max_length)
     if tokenizer.mask_token_id is None:
         raise ModelError(
             "task.objective = 'masked' wants a tokenizer with a mask token: take 'causal' or another model"
         )
     return MaskedLanguageModeling(tokenizer, (), max_length, seed=config.run.seed)
+
+
+def _scores_paths(config: RunConfig, architecture: PreTrainedConfig | None) -> bool:
+    """Return whether the model scores whole rows of tags."""
+    if architecture is None:
+        return PRESETS[_preset(config.model)].family == "tagger"
+    return isinstance(architecture, TrothTaggerConfig)
 
 
 def _wants_labels(kind: str) -> bool:

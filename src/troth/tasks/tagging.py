@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from troth.results import Measurement
     from troth.seeds import PublicSeeds
 
-__all__ = ["Tagging"]
+__all__ = ["Tagging", "Words"]
 
 OUTSIDE = "O"
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """Rows of words as tokens: ids with special tokens, and where the first piece of each kept word stands."""
 
     ids: list[Ids]
@@ -53,8 +53,11 @@ class Tagging(Task):
 
     def per_example_loss(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """Return [batch] mean cross-entropy over the row's tagged words in nats; 0 where it has none."""
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return token_mean_loss(logits, batch["labels"])
+        return self._losses(model, self._logits(model, batch), batch)
+
+    def token_log_probabilities(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Return [batch, time, labels] float64: the natural-log probability of each tag at each token."""
+        return self._log_probabilities(model, self._logits(model, batch), batch)
 
     def score(
         self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None
@@ -66,10 +69,10 @@ class Tagging(Task):
         with evaluating(model) as device:
             for rows in scoring_batches(encoded.lengths, batch_size, progress):
                 batch = {name: values.to(device) for name, values in self.collate(encoded, rows).items()}
-                logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+                logits = self._logits(model, batch)
                 if "labels" in batch:
-                    losses[rows] = token_mean_loss(logits.double(), batch["labels"]).cpu().numpy()
-                codes = logits.argmax(dim=2).cpu().numpy()
+                    losses[rows] = self._losses(model, logits.double(), batch).cpu().numpy()
+                codes = self._codes(model, logits, batch).cpu().numpy()
                 for place, row in enumerate(rows):
                     found[row] = [self.labels[code] for code in codes[place, words.starts[row]]]
         return self._scores(table, losses, found)
@@ -92,7 +95,22 @@ class Tagging(Task):
             measures.loss(scores.losses, detail["labelled"] > 0),
         )
 
-    def _encode(self, table: Table) -> tuple[Encoded, _Words]:
+    # What a model's outputs mean; a task whose model scores whole rows of tags reads them otherwise.
+
+    def _logits(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        logits: Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return logits
+
+    def _losses(self, model: PreTrainedModel, logits: Tensor, batch: Batch) -> Tensor:
+        return token_mean_loss(logits, batch["labels"])
+
+    def _log_probabilities(self, model: PreTrainedModel, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.double().log_softmax(2)
+
+    def _codes(self, model: PreTrainedModel, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.argmax(dim=2)
+
+    def _encode(self, table: Table) -> tuple[Encoded, Words]:
         words = self._words(table.column("tokens"))
         ids = Ragged.from_rows(words.ids)
         ragged = {"input_ids": ids}
@@ -105,7 +123,7 @@ class Tagging(Task):
             ragged["labels"] = Ragged(labels, ids.offsets)
         return Encoded(ragged, {}, ids.lengths, words.truncated), words
 
-    def _words(self, rows: list[list[str]]) -> _Words:
+    def _words(self, rows: list[list[str]]) -> Words:
         """Return the rows as tokens, each distinct word tokenized once."""
         spaced = [[word if place == 0 else self._gap + word for place, word in enumerate(row)] for row in rows]
         distinct = sorted({word for row in spaced for word in row})
@@ -124,7 +142,7 @@ class Tagging(Task):
             truncated += len(tokens) > room
             ids.append(self.template.wrap(tokens, self.max_length))
             places.append([len(self.template.prefix) + start for start in starts if start < room])
-        return _Words(ids, places, truncated)
+        return Words(ids, places, truncated)
 
     @cached_property
     def _gap(self) -> str:
