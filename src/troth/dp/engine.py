@@ -297,12 +297,13 @@ class PrivateEngine:
             self._check(losses)
             if part.weights is not None:
                 losses = losses * torch.from_numpy(part.weights).to(losses)
-            with self._tape.running(part.groups, part.size) as uses:
+            work = self._workspace()
+            with self._tape.running(part.groups, part.size, work) as uses:
                 losses.sum().backward()  # type: ignore[no-untyped-call]
                 recorded = list(uses)
             self._whole = False
             with torch.no_grad():
-                self._accumulate(recorded, part.groups)
+                self._accumulate(recorded, part.groups, work)
         self._gradient.seal()
         self._accumulated += len(losses)
         self._current = None
@@ -342,9 +343,8 @@ class PrivateEngine:
         if not self._fresh:
             self._gradient.verify()
 
-    def _accumulate(self, uses: list[Use], batch: int) -> None:
+    def _accumulate(self, uses: list[Use], batch: int, work: Workspace) -> None:
         blocks = make_blocks(uses)
-        work = self._workspace()
         squares = [block.norms_squared(work) for block in blocks]
         if self._observer.norms is not None:
             self._observer.norms({self._label(b): s for b, s in zip(blocks, squares, strict=True)})

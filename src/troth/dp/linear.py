@@ -47,16 +47,17 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
         site, tape = ctx.site, ctx.site.tape
-        tape.write(
-            LinearUse(
-                name=site.name,
-                weight=site.parameter("weight"),
-                bias=site.parameter("bias"),
-                x=tape.rows(site, x),
-                g=tape.rows(site, g),
-                transposed=ctx.transposed,
-            )
+        use = LinearUse(
+            name=site.name,
+            weight=site.parameter("weight"),
+            bias=site.parameter("bias"),
+            x=tape.rows(site, x),
+            g=tape.rows(site, g),
+            transposed=ctx.transposed,
         )
+        tape.write(use)
+        if tape.work is not None and use.weight is not None and not _writes_out([use], tape.work):
+            use.squares = _ghost_norms(use.x, use.g, tape.work, with_bias=use.bias is not None)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         matrix = weight.t() if ctx.transposed else weight
@@ -111,6 +112,19 @@ def instantiates(tokens: int, width_in: int, width_out: int, batch: int, work: W
     return ratio < 1
 
 
+def _writes_out(uses: Sequence[LinearUse], work: Workspace) -> bool:
+    first, tokens = uses[0], sum(u.x.shape[1] for u in uses)
+    return tokens > 1 and instantiates(tokens, first.x.shape[2], first.g.shape[2], len(first.x), work)
+
+
+def _ghost_norms(x: Tensor, g: Tensor, work: Workspace, *, with_bias: bool) -> Tensor:
+    """Return the squared norms [batch] of GᵀX, and of the sum of G where there is a bias."""
+    if x.shape[1] == 1:
+        inputs = work.squares(x)
+        return (inputs + 1 if with_bias else inputs) * work.squares(g)
+    return work.frobenius(work.gram(x, plus_one=with_bias), work.product(g))
+
+
 class LinearBlock:
     """All uses of one weight [out, in] in one backward pass, with the bias that goes with it alone, if any."""
 
@@ -125,15 +139,13 @@ class LinearBlock:
     def norms_squared(self, work: Workspace) -> Tensor:
         """Return the squared norm of each example's gradient of weight and bias [batch]."""
         first = self.uses[0]
-        tokens = sum(u.x.shape[1] for u in self.uses)
-        if tokens > 1 and instantiates(tokens, first.x.shape[2], first.g.shape[2], len(first.x), work):
+        if len(self.uses) == 1 and first.squares is not None and (first.bias is None) == (self.bias is None):
+            return first.squares
+        if _writes_out(self.uses, work):
             return self._instantiate(work)
         x = first.x if len(self.uses) == 1 else torch.cat([u.x for u in self.uses], 1)
         g = first.g if len(self.uses) == 1 else torch.cat([u.g for u in self.uses], 1)
-        if tokens == 1:
-            inputs = work.squares(x)
-            return (inputs if self.bias is None else inputs + 1) * work.squares(g)
-        return work.frobenius(work.gram(x, plus_one=self.bias is not None), work.product(g))
+        return _ghost_norms(x, g, work, with_bias=self.bias is not None)
 
     def _instantiate(self, work: Workspace) -> Tensor:
         """Write the per-example gradients out, in the weight's own layout, and return their squared norms [batch]."""

@@ -79,7 +79,7 @@ def check_engine(model: nn.Module, tape: Tape, call: Call, names: Mapping[nn.Par
         with tape.paused():
             truths = [_alone(model, call, i, outputs, directions, names) for i in range(alone)]
         losses = _surrogate(outputs, directions)
-        with tape.running(together) as uses:
+        with tape.running(together, work=work) as uses:
             losses.sum().backward()  # type: ignore[no-untyped-call]
             recorded = list(uses)
     blocks = make_blocks(recorded)

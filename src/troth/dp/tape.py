@@ -13,12 +13,15 @@ import operator
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from troth.errors import EngineStateError, UnsupportedModuleError
+
+if TYPE_CHECKING:
+    from troth.dp.workspace import Workspace
 
 __all__ = ["EmbeddingUse", "LinearUse", "Rule", "Site", "Tape", "Use", "VectorUse", "call"]
 
@@ -80,7 +83,8 @@ class Site:
 class LinearUse:
     """One call of a linear map: `x` [batch, time, in], `g` [batch, time, out]; frozen parameters are None.
 
-    `transposed` says that the weight is stored as [in, out].
+    `transposed` says that the weight is stored as [in, out]. `squares` [batch] are the squared norms of this call's
+    gradients of weight and (trained) bias, where they were taken while `g` was still in the caches.
     """
 
     name: str
@@ -89,6 +93,7 @@ class LinearUse:
     x: Tensor
     g: Tensor
     transposed: bool = False
+    squares: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -134,6 +139,7 @@ class Tape:
         self.sites: dict[nn.Module, Site] = {}
         self.forward_batch: int | None = None
         self.is_paused = False
+        self.work: Workspace | None = None
         self._batch: int | None = None
         self._size = 1
         self._uses: list[Use] = []
@@ -159,21 +165,22 @@ class Tape:
             self.is_paused = False
 
     @contextmanager
-    def running(self, batch: int, size: int = 1) -> Iterator[list[Use]]:
+    def running(self, batch: int, size: int = 1, work: Workspace | None = None) -> Iterator[list[Use]]:
         """Record one backward pass of `batch` clipped gradients; yields the list that its uses are written to.
 
         Args:
             batch: how many gradients are told apart.
             size: how many neighbouring rows of the physical batch make up each of them. The rows of one gradient are
                 laid out along time, since a gradient sums over both.
+            work: the caches of this physical batch; with them norms are taken within the backward pass where that pays.
         """
-        self._batch, self._size, self._uses = batch, size, []
+        self._batch, self._size, self._uses, self.work = batch, size, [], work
         self._extents, self._folds = set(), set()
         try:
             yield self._uses
             self._verify_folds()
         finally:
-            self._batch, self._size, self._uses = None, 1, []
+            self._batch, self._size, self._uses, self.work = None, 1, [], None
 
     def write(self, use: Use) -> None:
         """Add a use to the running record."""
