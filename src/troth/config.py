@@ -193,6 +193,12 @@ class PrivacyConfig(_Section):
         None, description="of clipping = 'adaptive': the share of gradients left unclipped; default 0.5"
     )
     secure_noise: bool = Field(False, description="noise from a cryptographic keystream")
+    noise_draws: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="independent draws in each coordinate's noise; 4 against floating-point attacks"
+    )
+    grid_bits: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="round the noisy sum to a grid so many bits below the noise"
+    )
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

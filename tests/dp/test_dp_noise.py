@@ -13,6 +13,7 @@ from dp_oracle import plan_for
 from scipy import stats
 from torch import Tensor, nn
 
+from troth.accounting import PrivacyPlan
 from troth.dp import Observer, PrivateEngine, noise, write_noise
 from troth.dp.grid import grid_step, round_to_grid
 from troth.dp.noise import begin_noise
@@ -399,3 +400,26 @@ def test_what_reaches_the_optimizer_is_the_sum_plus_that_noise() -> None:
     (plain, nothing), (noised, noise) = gradients
     assert not nothing.any()
     assert torch.allclose(noised - noise, plain, atol=1e-14)
+
+
+@pytest.mark.parametrize("fields", [{"secure_noise": True}, {"noise_draws": 4}, {"grid_bits": 8}])
+def test_the_engine_carries_out_the_plans_noise(fields: dict[str, object]) -> None:
+    """What reaches the optimizer, and what the record says of it."""
+    sums = {}
+    for name, chosen in {"plain": {}, "chosen": fields}.items():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(40, 30)
+        plan = PrivacyPlan(4, 4, 1.0, 2, 1.0, 1.0, 0.02, **chosen)
+        engine = PrivateEngine(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), plan, PrivateRandomness.create(7), self_check=False
+        )
+        for rows in engine.batch(4):
+            engine.backward(model(torch.ones(len(rows), 40)).sum(1) * 0)
+        engine.step()
+        sums[name] = model.weight.grad.clone()
+        said = engine.privacy().noise
+    assert said == ("cryptographic" if "secure_noise" in fields else "non-cryptographic")
+    assert float(sums["chosen"].std()) == pytest.approx(0.25, rel=0.15)
+    assert not torch.equal(sums["plain"], sums["chosen"])
+    steps = sums["chosen"] / grid_step(0.25, 8)
+    assert bool((steps == steps.round()).all()) is ("grid_bits" in fields)

@@ -53,6 +53,9 @@ class PrivacyPlan:
         quantile: the share of gradients that ``adaptive`` leaves unclipped, in (0, 1); None otherwise.
         quantile_noise: standard deviation of the noise on that count; None otherwise.
         secure_noise: whether the noise comes from a cryptographic keystream.
+        noise_draws: independent draws that make up each coordinate's noise; 4 is the recipe of Holohan and Braghin
+            (arXiv 2107.10138) against attacks on floating-point arithmetic.
+        grid_bits: the noisy sum is rounded to a grid this many bits below its standard deviation; None leaves it.
 
     Guarantees:
         - the event and epsilon speak of the same steps, sampling rate and noise as the engine that runs this value;
@@ -87,6 +90,8 @@ class PrivacyPlan:
     quantile: float | None = None
     quantile_noise: float | None = None
     secure_noise: bool = False
+    noise_draws: int = 1
+    grid_bits: int | None = None
 
     def __post_init__(self) -> None:
         _check_sizes(self.examples, self.expected_batch_size)
@@ -106,6 +111,10 @@ class PrivacyPlan:
         _check_sampler(self)
         _check_clip_unit(self)
         _check_quantile(self)
+        if not 1 <= self.noise_draws <= 64:
+            raise PrivacyError(f"noise_draws = {self.noise_draws}: give a number from 1 to 64")
+        if self.grid_bits is not None and not 0 <= self.grid_bits <= 20:
+            raise PrivacyError(f"grid_bits = {self.grid_bits}: give a number from 0 to 20")
 
     @property
     def sensitivity(self) -> float:
@@ -339,6 +348,8 @@ def make_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> Priv
         quantile=(privacy.quantile or 0.5) if adaptive else None,
         quantile_noise=max(batch / 20, 2 * sigma) if adaptive else None,
         secure_noise=privacy.secure_noise,
+        noise_draws=privacy.noise_draws,
+        grid_bits=privacy.grid_bits,
     )
 
 

@@ -24,6 +24,7 @@ from troth.dp.checks import (
 )
 from troth.dp.clipping import Clipper
 from troth.dp.flat import FlatGradient
+from troth.dp.grid import grid_step, round_to_grid
 from troth.dp.inspect import refuse_unsupported
 from troth.dp.noise import write_noise
 from troth.dp.observation import EngineCounters, Observer
@@ -370,11 +371,18 @@ class PrivateEngine:
         """Fill a fresh buffer with the step's noise: once per step, before anything is added to it."""
         if not self._fresh:
             return
-        write_noise(self._gradient.flat, self._clipper.noise_std, self.randomness)
+        flat, secure = self._gradient.flat, self.plan.secure_noise
+        draws = self.plan.noise_draws
+        write_noise(flat, self._clipper.noise_std, self.randomness, secure=secure, draws=draws)
         self._fresh = False
         self.counters.noise_draws += 1
         if self._observer.noise is not None:
             self._observer.noise(self._gradient.flat)
+
+    def _round(self) -> None:
+        """Round the noisy sum to the plan's grid: post-processing of what is about to be released."""
+        if self.plan.grid_bits is not None and self.plan.noise_multiplier > 0:
+            round_to_grid(self._gradient.flat, grid_step(self._clipper.noise_std, self.plan.grid_bits))
 
     def step(self) -> None:
         """Make one private update: noise is in, `before_step` is told, the optimizer steps, the randomness ratchets.
@@ -397,6 +405,7 @@ class PrivateEngine:
         self._prepare()
         with torch.no_grad():
             self._write_noise()
+            self._round()
         if self._before_step is not None:
             self._before_step(self.step_index)
         self._update()
