@@ -93,7 +93,7 @@ def test_patches_times_filters_are_the_convolution(shape: str) -> None:
     padded = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
     read = patches(padded, module.kernel_size[0], module.stride[0], module.dilation[0])
     bias = 0 if module.bias is None else module.bias
-    torch.testing.assert_close((read @ module.weight.flatten(1).t() + bias).transpose(1, 2), module(x))
+    torch.testing.assert_close((read @ module.weight.mT.flatten(1).t() + bias).transpose(1, 2), module(x))
 
 
 class CharacterTagger(nn.Module):

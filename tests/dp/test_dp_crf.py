@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
-from dp_oracle import Case, assert_exact, plan_for, private_step
+from dp_oracle import Case, assert_exact, clipped_sum, plan_for, private_step
+from test_dp_units import assert_same, engine_sum, unit_gradients
 from torch import Tensor, nn
 
 import troth.dp.crf
+from troth.data import Units
 from troth.dp import PrivateEngine, inspect
+from troth.dp.batches import Group
 from troth.dp.tape import VectorUse
 from troth.errors import UnsupportedModuleError
 from troth.seeds import PrivateRandomness
@@ -87,6 +91,17 @@ def test_frozen_parts(trained: str) -> None:
         # With the classifier, since the engine's self-check wants outputs of the model that have a gradient.
         parameter.requires_grad = name.startswith((trained, "classifier.bias"))
     assert_exact(case, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("physical", [2, 100])
+def test_two_rows_of_one_unit_are_clipped_as_one(physical: int) -> None:
+    """The words of a unit's rows are told apart from its other rows' and from other units'."""
+    case = tagger_case().double()
+    units = Units.of([row // 2 for row in range(ROWS)])
+    groups = [Group(units.rows(u), np.full(len(units.rows(u)), 1 / len(units.rows(u)))) for u in range(len(units))]
+    truth = clipped_sum(unit_gradients(case, groups), 0.5)
+    plan = plan_for(len(units), clipping_norm=0.5)
+    assert_same(engine_sum(case, plan, units, physical, PrivateRandomness()), truth)
 
 
 def test_a_field_used_twice_and_transitions_shared_by_two() -> None:

@@ -147,7 +147,7 @@ def test_made_without_memory_on_the_meta_device_and_copied() -> None:
 
 
 def test_dropout_only_in_training() -> None:
-    model = made()
+    model = made(hidden_dropout_prob=0.5)
     assert torch.equal(logits(model), logits(model))
     model.train()
     assert not torch.equal(logits(model), logits(model))

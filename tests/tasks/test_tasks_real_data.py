@@ -18,6 +18,7 @@ ROWS = 40
 SETS = [
     ("classification", "snips/train", {}, "tiny-bert", "test.accuracy"),
     ("tagging", "wnut17/train.conll", {}, "tiny-bert", "test.span_f1"),
+    ("tagging", "atis/train", {}, "bilstm-crf", "test.span_f1"),
     ("question_answering", "squadshifts_new_wiki/new_wiki_v1.0.json", {}, "tiny-bert", "test.f1"),
     ("seq2seq", "e2e_nlg/devset.csv", {"source": "mr", "target": "ref"}, "tiny-t5", "test.rouge_l"),
     ("language_modeling", "tiny_shakespeare/input.txt", {}, "tiny-gpt2", "test.perplexity"),

@@ -1,9 +1,10 @@
 """Convolutions over time (`nn.Conv1d`): a linear map on patches of the input, clipped as such.
 
-With stride s, dilation d and K taps, the output at place l is the filters, as a matrix W [out, channels * K], times the
-patch x[:, ls + kd] of the padded input. So one example's gradient is GᵀP with patches P [places, channels * K] and
+With stride s, dilation d and K taps, the output at place l is the filters, as a matrix W [out, K * channels], times the
+patch x[:, ls + kd] of the padded input. So one example's gradient is GᵀP with patches P [places, K * channels] and
 output gradients G [places, out]; `troth.dp.linear` takes norms and clipped sums from (P, G). Patches are made in the
-backward pass only; the forward pass is torch's own.
+backward pass only; the forward pass is torch's own. They run tap by tap, since a place's channels then lie together in
+memory, where the filters [out, channels, K] run channel by channel.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ __all__ = ["CONVOLUTION", "FilterBlock", "patches"]
 
 
 def patches(x: Tensor, taps: int, stride: int, dilation: int) -> Tensor:
-    """Return the patches [batch, places, channels * taps] of a padded input [batch, channels, time].
+    """Return the patches [batch, places, taps * channels] of a padded input [batch, channels, time].
 
     >>> patches(torch.tensor([[[1, 2, 3, 4]]]), taps=2, stride=1, dilation=2)
     tensor([[[1, 3],
              [2, 4]]])
     """
-    windows = x.unfold(2, dilation * (taps - 1) + 1, stride)[..., ::dilation]
-    return windows.transpose(1, 2).flatten(2)
+    windows = x.mT.contiguous().unfold(1, dilation * (taps - 1) + 1, stride)[..., ::dilation]
+    return windows.mT.flatten(2)
 
 
 class _Context(FunctionCtx):
@@ -110,11 +111,12 @@ CONVOLUTION = Rule("convolution", ("weight", "bias"), _convolution_forward, _ref
 class FilterBlock:
     """All uses of the filters [out, channels, taps] of a convolution, with the bias that goes with them alone, if any.
 
-    A `LinearBlock` that sees the filters as the matrix [out, channels * taps].
+    A `LinearBlock` that sees the filters as the matrix [out, taps * channels].
     """
 
     def __init__(self, uses: Sequence[LinearUse], weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         self._linear = LinearBlock(uses, weight, bias)
+        self._weight = weight
         self.parameters = self._linear.parameters
 
     def norms_squared(self, work: Workspace) -> Tensor:
@@ -127,4 +129,8 @@ class FilterBlock:
 
     def add_clipped(self, views: Mapping[nn.Parameter, Tensor], work: Workspace) -> None:
         """Add the examples' gradients, each times its factor, to the parameters' views."""
-        self._linear.add_clipped({p: views[p].flatten(1) if p.dim() > 1 else views[p] for p in self.parameters}, work)
+        by_channel = views[self._weight]
+        by_tap = torch.zeros_like(by_channel.mT, memory_format=torch.contiguous_format)
+        own = {p: views[p] for p in self.parameters if p is not self._weight}
+        self._linear.add_clipped({**own, self._weight: by_tap.flatten(1)}, work)
+        by_channel.add_(by_tap.mT)
