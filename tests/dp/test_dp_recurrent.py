@@ -372,6 +372,14 @@ def test_rules_and_refusals_name_the_module() -> None:
         private(torch.randn(TIME, WIDTH))
 
 
+@kinds
+def test_a_state_that_all_examples_would_share_is_refused_as_by_torch(kind: type[nn.RNNBase]) -> None:
+    private, _ = attached(recurrent(kind))
+    state = torch.zeros(1, 1, HIDDEN)
+    with pytest.raises(RuntimeError, match="Expected hidden size"):
+        private(torch.randn(ROWS, TIME, WIDTH), (state, state) if kind is nn.LSTM else state)
+
+
 def test_time_first_inputs_of_a_batch_first_module_are_refused() -> None:
     case = case_of(recurrent(nn.LSTM)).double()
 

@@ -355,10 +355,14 @@ def _run(module: nn.RNNBase, site: Site, given: Tensor | PackedSequence, hidden:
     like = next(module.parameters())
     directions = 2 if module.bidirectional else 1
     x = x.to(like.dtype)
-    states = hidden
-    if states is None:
-        zeros = x.new_zeros(module.num_layers * directions, x.shape[0], module.hidden_size)
-        states = (zeros, zeros) if site.rule is LSTM else (zeros,)
+    shape = (module.num_layers * directions, x.shape[0], module.hidden_size)
+    if hidden is None:
+        zeros = x.new_zeros(shape)
+        states: Hidden = (zeros, zeros) if site.rule is LSTM else (zeros,)
+    else:
+        states = hidden
+        for state in states:  # torch's own refusal: a state of one row would be handed to all examples
+            module.check_hidden_size(state, shape)
     orders = [_Order.of(lengths, x.shape[1], reverse=bool(d)) for d in range(directions)]
     ends: list[Hidden] = []
     for layer in range(module.num_layers):
