@@ -294,7 +294,8 @@ def table(rows: list[dict[str, object]], facts: dict[str, object]) -> str:
         "included. Ratio: median over interleaved repeats, quartiles in brackets. Limit: what the operations of ghost "
         "norms alone would add at the speed of the model's own products; from about T = 128 on the engine writes "
         "per-example gradients out where that is cheaper, and may lie below it. Loop: one example at a time. Memory: "
-        "peak of model, gradients, optimizer and activations, private over plain. Opacus: its own private over its own plain step.",
+        "peak of model, gradients, optimizer and activations, private over plain. Opacus: its own private over its own "
+        "plain step.",
         "",
         "| work | plain s | private s | ratio | limit | loop | memory | Opacus hooks, ghost | repeats | "
         "reference GFLOP/s before, after | steady |",

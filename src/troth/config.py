@@ -7,7 +7,6 @@ error, never ignored.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from troth.config_errors import explain
 from troth.errors import ConfigError
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "load",
     "override",
     "parse",
+    "sections",
     "to_toml",
 ]
 
@@ -192,7 +193,9 @@ class PrivacyConfig(_Section):
     quantile: Fraction | None = Field(
         None, description="of clipping = 'adaptive': the share of gradients left unclipped; default 0.5"
     )
-    secure_noise: bool = Field(False, description="noise from a cryptographic keystream")
+    secure_noise: bool = Field(
+        True, description="noise from a cryptographic keystream with whole tails, or from torch's generators"
+    )
     noise_draws: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="independent draws in each coordinate's noise; 4 against floating-point attacks"
     )
@@ -335,7 +338,7 @@ class RunConfig(_Section):
     fairness: FairnessConfig | None = None
     report: ReportConfig | None = None
     gate: GateConfig | None = None
-    grid: dict[str, list[Any]] | None = None
+    grid: dict[str, list[Any]] | None = Field(None, description="dotted keys, or seeds, to lists of values")
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:
@@ -350,37 +353,6 @@ class RunConfig(_Section):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def _known_keys(path: Sequence[str | int]) -> list[str]:
-    """Return the keys allowed in the section at `path`."""
-    model: Any = RunConfig
-    for part in path:
-        if not isinstance(part, str) or not hasattr(model, "model_fields") or part not in model.model_fields:
-            continue
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
-    return list(model.model_fields)
-
-
-def _line(error: Mapping[str, Any]) -> str:
-    """Return one line for one pydantic error: the key, what is wrong, the way out."""
-    path = [p for p in error["loc"] if not (isinstance(p, str) and (p.endswith("Config") or "[" in p))]
-    key = ".".join(str(p) for p in path)
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), _known_keys(path[:-1]), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(_known_keys(path[:-1]))}"
-        return f"unknown key {key}: {hint}"
-    if error["type"] == "missing":
-        return f"{key} is required"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    shown = repr(error["input"])
-    if error["type"] == "value_error" or len(shown) > 60:
-        return f"{key}: {message}"
-    return f"{key} = {shown}: {message[:1].lower()}{message[1:]}"
-
-
 def parse(data: Mapping[str, Any], source: str = "run file") -> RunConfig:
     """Return the checked configuration of a mapping.
 
@@ -390,10 +362,7 @@ def parse(data: Mapping[str, Any], source: str = "run file") -> RunConfig:
     try:
         return RunConfig.model_validate(dict(data))
     except ValidationError as error:
-        lines = [_line(e) for e in error.errors(include_url=False)]
-        unique = list(dict.fromkeys(lines))
-        more = f" (and {len(unique) - 1} more)" if len(unique) > 1 else ""
-        raise ConfigError(f"{source}: {unique[0]}{more}") from None
+        raise ConfigError(f"{source}: {explain(error.errors(include_url=False), RunConfig)}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -457,6 +426,15 @@ def load(path: str | Path, assignments: Sequence[str] = (), without: Sequence[st
             raise ConfigError(f"--without {section}: no such section; sections: {', '.join(RunConfig.model_fields)}")
         data.pop(section, None)
     return parse(data, str(path))
+
+
+def sections(path: str | Path, assignments: Sequence[str] = ()) -> set[str]:
+    """Return the sections that a run file with its overrides has, known or not.
+
+    Raises:
+        ConfigError: as in `read_toml` and `override`.
+    """
+    return set(override(read_toml(Path(path)), assignments))
 
 
 def json_schema() -> dict[str, Any]:

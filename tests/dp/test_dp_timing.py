@@ -46,14 +46,19 @@ def test_the_two_ways_give_the_same_norms() -> None:
 def test_the_faster_way_is_taken(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(troth.dp.linear, "written_out_over_ghost", lambda *shape, **kind: ratio)
     work = Workspace(torch.float32, measures=True)
-    assert instantiates(100, 128, 128, 8, work) is (ratio < 1)
+    assert instantiates(100, 128, 128, 64, work) is (ratio < 1)
+
+
+def test_small_layers_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(troth.dp.linear, "written_out_over_ghost", lambda *shape, **kind: pytest.fail("measured"))
+    assert instantiates(100, 128, 128, 2, Workspace(torch.float32, measures=True))
 
 
 def test_nothing_is_measured_for_a_reproducible_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(troth.dp.linear, "written_out_over_ghost", lambda *shape, **kind: pytest.fail("measured"))
     work = Workspace(torch.float32, measures=False)
-    assert instantiates(200, 128, 128, 8, work)
-    assert not instantiates(16, 128, 128, 8, work)
+    assert instantiates(200, 128, 128, 64, work)
+    assert not instantiates(16, 128, 128, 64, work)
 
 
 def test_gradients_that_would_fill_the_memory_are_not_written_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -450,7 +450,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "per layer": {"clipping": "per_layer"},
     "micro-batches": {"clip_unit": "microbatch", "microbatch_size": 4},
     "truncated": {"sampler": "truncated_poisson", "max_batch_size": 10},
-    "secure noise": {"secure_noise": True},
+    "noise of torch": {"secure_noise": False},
 }
 
 

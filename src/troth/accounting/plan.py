@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from troth.config import PrivacyConfig, TrainConfig
 
-__all__ = ["PrivacyPlan", "make_plan", "plan_for"]
+__all__ = ["PrivacyPlan", "check_plan", "make_plan", "plan_for"]
 
 
 _QUANTILE_STEP = 0.2  # Andrew et al. found it to work across six data sets (arXiv 1905.03871, section 3)
@@ -89,7 +89,7 @@ class PrivacyPlan:
     examples_per_user: int | None = None
     quantile: float | None = None
     quantile_noise: float | None = None
-    secure_noise: bool = False
+    secure_noise: bool = True
     noise_draws: int = 1
     grid_bits: int | None = None
 
@@ -293,6 +293,23 @@ def _check_quantile(plan: PrivacyPlan) -> None:
         )
 
 
+def check_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> None:
+    """Refuse a run over `examples` units that no calibration would make possible; takes no time.
+
+    Raises:
+        ConfigError: the expected batch size exceeds the number of units.
+        PrivacyError: delta is not below 1/n.
+    """
+    batch = train.expected_batch_size
+    if batch > examples > 0:
+        what = "users" if privacy.unit == "user" else "training examples"
+        raise ConfigError(
+            f"train.expected_batch_size = {batch}: exceeds the {examples} {what}; give at most {examples}"
+        )
+    _check_sizes(examples, batch)
+    check_delta(privacy.target_delta, examples)
+
+
 def make_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> PrivacyPlan:
     """Return the plan of a run over `examples` units: training examples, or users.
 
@@ -307,14 +324,8 @@ def make_plan(privacy: PrivacyConfig, train: TrainConfig, examples: int) -> Priv
     from troth.accounting.calibrate import calibrate_noise_multiplier
     from troth.accounting.truncation import choose_max_batch_size
 
+    check_plan(privacy, train, examples)
     batch, delta = train.expected_batch_size, privacy.target_delta
-    if batch > examples > 0:
-        what = "users" if privacy.unit == "user" else "training examples"
-        raise ConfigError(
-            f"train.expected_batch_size = {batch}: exceeds the {examples} {what}; give at most {examples}"
-        )
-    _check_sizes(examples, batch)
-    check_delta(delta, examples)
     rate, steps = batch / examples, train.epochs * math.ceil(examples / batch)
     sigma = privacy.noise_multiplier
     if sigma is None:

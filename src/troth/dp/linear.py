@@ -91,6 +91,7 @@ CONV1D = Rule("conv1d", ("weight", "bias"), _conv1d_forward)
 
 
 _CLEAR = 5.0  # where the estimate differs by more than this factor, nothing needs measuring
+_WORTH = 1e8  # operations in a layer's products below which a choice is not worth a timing
 _MEMORY = 1.5  # written-out gradients may take this share of what the inputs and output gradients take
 
 
@@ -99,14 +100,15 @@ def instantiates(tokens: int, width_in: int, width_out: int, batch: int, work: W
 
     Per example, a ghost norm costs 2 T² (d + p) operations beside the 2 T d p of the clipped sum; written-out gradients
     give norm and clipped sum for the same 2 T d p and three passes over d p numbers: estimated equal where
-    3 T (d + p) = 2 d p. Within a factor of five of that a micro-timing decides (`troth.dp.timing`), unless the run is
-    to be reproducible on other machines. Never where the gradients would take much more memory than the inputs and
-    output gradients they replace.
+    3 T (d + p) = 2 d p. Within a factor of five of that a micro-timing decides (`troth.dp.timing`), unless the layer is
+    small or the run is to be reproducible on other machines. Never where the gradients would take much more memory than
+    the inputs and output gradients they replace.
     """
     if width_in * width_out > _MEMORY * tokens * (width_in + width_out):
         return False
     estimate = 3 * tokens * (width_in + width_out) / (2 * width_in * width_out)
-    if not work.measures or not 1 / _CLEAR < estimate < _CLEAR:
+    small = 2 * batch * tokens * width_in * width_out < _WORTH
+    if small or not work.measures or not 1 / _CLEAR < estimate < _CLEAR:
         return estimate >= 1
     ratio = written_out_over_ghost(batch, tokens, width_in, width_out, dtype=work.dtype, device=work.device)
     return ratio < 1
