@@ -66,6 +66,13 @@ def test_names_units_and_protocol_follow_the_contract() -> None:
     assert Record.from_json(record.to_json()).to_json() == record.to_json()
 
 
+def test_where_non_members_came_from_stands_in_every_protocol_where_it_is_known() -> None:
+    losses = np.random.default_rng(3).exponential(size=(2, 100))
+    said = loss_attack(*losses, seeds=SEEDS, nonmembers_from="validation").measurements
+    assert [m.protocol["nonmembers_from"] for m in said] == ["validation"] * 3
+    assert not any("nonmembers_from" in m.protocol for m in loss_attack(*losses, seeds=SEEDS).measurements)
+
+
 def test_result_unpacks_into_measurements_and_series() -> None:
     measurements, series = loss_attack(np.arange(50.0), np.arange(50.0), seeds=SEEDS)
     assert measurements[0].value == pytest.approx(0.5)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hostile import HOSTILE, hostile_record
+from hostile import HOSTILE, finished, hostile_record
 
-from troth.config import parse
-from troth.runs.folders import RunFolder, create
+from troth.report import write_report
+from troth.runs.folders import RunFolder
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -41,10 +41,25 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave figures empty, for tests of what stands around them: drawing takes nearly all of a page's time."""
+    monkeypatch.setattr("troth.report.plots._draw", lambda paint, height, salt: "<svg></svg>")
+
+
+@pytest.fixture
 def hostile_run(tmp_path: Path) -> RunFolder:
-    """A finished run folder with the hostile record and a second record of an attack that ran alone."""
-    record = hostile_record()
-    folder = create(parse(dict(record.config)), tmp_path / "runs")
-    folder.write_record(record)
-    folder.write_provenance({"versions": {"troth": HOSTILE}, "data": {"train": "00ff"}})
+    """A finished run folder with the hostile record."""
+    return _hostile_run(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the hostile run, all of it drawn."""
+    folder = _hostile_run(tmp_path_factory.mktemp("hostile"))
+    return write_report([folder], folder.path / "report.html")
+
+
+def _hostile_run(out: Path) -> RunFolder:
+    folder = finished(hostile_record(), out / "runs")
+    folder.write_provenance({"versions": {"troth": HOSTILE}, "data": {"train": "00ff" * 16}})
     return folder

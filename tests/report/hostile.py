@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from troth.results import Cost, Group, Measurement, Privacy, Record
+import html
+import re
+from pathlib import Path
+
+from troth.config import parse
+from troth.results import Cost, Group, Measurement, Privacy, Record, computed
+from troth.runs.folders import RunFolder, create
 
 HOSTILE = "<img src=x onerror=\"alert('x')\"><script>alert(1)</script> $\\frac{1}{0}$ ]]> \u202e 'quoted' & \"so on\""
 
@@ -10,13 +16,21 @@ HOSTILE = "<img src=x onerror=\"alert('x')\"><script>alert(1)</script> $\\frac{1
 def hostile_record(kind: str = "run", name: str = "hostile") -> Record:
     """A record that fills every section, with hostile text wherever a user's text can stand."""
     accuracy = Measurement(
-        "test.accuracy", 0.9, 0.88, 0.92, 0.95, "clopper-pearson", 700, "fraction", "higher", protocol={"note": HOSTILE}
+        "test.accuracy", 0.9, 0.88, 0.92, 0.95, "clopper-pearson", 700, "fraction", "higher",
+        protocol={"note": HOSTILE, "warnings": [], "small_groups": [], "resampled": "rows"},
+    )  # fmt: skip
+    by_round = Measurement(
+        "federated.round.accuracy", 0.5, 0.45, 0.55, 0.95, "clopper-pearson", 650, "fraction", "higher"
     )
+    trained = computed("data.train.rows", 4321, 4321, "rows")
     groups = {HOSTILE: Group(0.8, 0.7, 0.9, 50), "b": Group(0.9, 0.85, 0.95, 650), "": Group(None, None, None, 0)}
     gap = Measurement(
         "fairness.accuracy_gap", 0.1, 0.0, 0.2, 0.95, "bootstrap-percentile", 700, "fraction", "lower", 0.0, groups
     )
-    auc = Measurement("attack.membership.loss.auc", 0.6, 0.55, 0.65, 0.95, "delong", 900, "fraction", "lower", 0.5)
+    auc = Measurement(
+        "attack.membership.loss.auc", 0.6, 0.55, 0.65, 0.95, "delong", 900, "fraction", "lower", 0.5,
+        protocol={"nonmembers_from": "test", "warnings": []},
+    )  # fmt: skip
     tpr = Measurement(
         "attack.membership.loss.tpr_at_fpr_0.01",
         0.02,
@@ -44,7 +58,7 @@ def hostile_record(kind: str = "run", name: str = "hostile") -> Record:
             "task": {"kind": "classification"},
         },
         1,
-        (accuracy, gap, auc, tpr),
+        (trained, accuracy, gap, auc, tpr, by_round),
         {
             "train": [{"epoch": 1, "step": 10, "loss": 1.9}, {"epoch": 2, "step": 20, "loss": None}],
             "privacy.epsilon": [{"step": s, "epsilon": 0.1 * s} for s in range(1, 9)],
@@ -67,3 +81,15 @@ def hostile_record(kind: str = "run", name: str = "hostile") -> Record:
         (HOSTILE,),
         {"model": "model"},
     )
+
+
+def finished(record: Record, out: Path) -> RunFolder:
+    """A finished run folder that holds the record."""
+    folder = create(parse(dict(record.config)), out)
+    folder.write_record(record)
+    return folder
+
+
+def read_aloud(page: str) -> str:
+    """The page's text as a reader sees it: without tags, white space as single spaces."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page.replace("<wbr>", ""))).split())

@@ -79,6 +79,7 @@ def loss_attack(
     prefix: str = "attack.membership.loss",
     false_positive_rates: Sequence[float] = (0.01,),
     ids: tuple[Sequence[object], Sequence[object]] | None = None,
+    nonmembers_from: str | None = None,
     outside_guarantee: bool = True,
 ) -> MembershipResult:
     """Return what thresholding the loss tells about membership (Yeom et al., CSF 2018): score = -loss.
@@ -90,6 +91,8 @@ def loss_attack(
         prefix: start of the measurements' names.
         false_positive_rates: rates at which the true-positive rate is taken, each in (0, 1).
         ids: ids (or row hashes) of members and of non-members; given, an overlap is refused.
+        nonmembers_from: where the non-members came from, such as ``test`` or ``validation``; given, it stands in each
+            protocol. Rows of another distribution than the members' let the attack see that shift as well.
         outside_guarantee: whether the members' losses lie outside of what an epsilon covers; they do, unless public.
 
     Raises:
@@ -105,7 +108,7 @@ def loss_attack(
         seeds=seeds,
         prefix=prefix,
         false_positive_rates=false_positive_rates,
-        protocol={"score": "-loss"},
+        protocol={"score": "-loss"} | ({} if nonmembers_from is None else {"nonmembers_from": nonmembers_from}),
         outside_guarantee=outside_guarantee,
     )
 

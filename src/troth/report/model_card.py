@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from troth.files import write_text
+from troth.report.nonmembers import nonmembers_told
+from troth.report.tables import UNSUPPORTED, interval, number, percent
 from troth.results import Measurement, Privacy, Record
 
 __all__ = ["model_card", "write_model_card"]
@@ -44,13 +47,20 @@ def _privacy_lines(privacy: Privacy | None) -> list[str]:
 
 
 def _measurement_line(m: Measurement) -> str:
-    if m.value is None:
-        return f"| {m.name} | not defined | | {m.n} |"
-    ends = "" if m.low is None or m.high is None else f"[{m.low:.4g}, {m.high:.4g}] at {m.confidence:.0%}"
-    return f"| {m.name} | {m.value:.4g} | {ends} | {m.n} |"
+    value = number(m.value) if m.supported else f"{number(m.value)} (not supported: {UNSUPPORTED})"
+    known = m.value is not None and m.low is not None and m.high is not None
+    ends = f"{interval(m.low, m.high)}, {m.interval_method} at {percent(m.confidence)}" if known else "not defined"
+    return f"| {m.name} | {value} | {ends} | {m.n:,} | {m.unit} |"
+
+
+def _nonmember_lines(record: Record, rows: Sequence[Measurement]) -> list[str]:
+    """Return where the non-members of the record's membership attacks came from, each source once."""
+    told = [nonmembers_told(m, record) for m in rows if m.name.startswith("attack.membership.")]
+    return [f"Membership attack, non-members: {_text(sentence)}" for sentence in dict.fromkeys(told)]
 
 
 def _evaluations(record: Record) -> list[EvalResult]:
+    """Return the model index: bare values, hence only those that rest on enough examples."""
     config = record.config
     task, data = config.get("task"), config.get("data")
     kind = str(task.get("kind")) if isinstance(task, dict) else "classification"
@@ -65,7 +75,7 @@ def _evaluations(record: Record) -> list[EvalResult]:
             metric_name=m.name,
         )
         for m in record.measurements
-        if m.value is not None and m.name.startswith(("test.", "attack.", "fairness."))
+        if m.value is not None and m.supported and m.name.startswith(("test.", "attack.", "fairness."))
     ]
 
 
@@ -78,8 +88,8 @@ def model_card(record: Record) -> str:
     lines = [f"# {_text(record.name)}", "", "## Differential privacy", "", *_privacy_lines(record.privacy), ""]
     rows = [m for m in record.measurements if m.interval_method != "exact"]
     if rows:
-        lines += ["## Measurements", "", "| name | value | interval | n |", "| --- | --- | --- | --- |"]
-        lines += [*map(_measurement_line, rows), ""]
+        lines += ["## Measurements", "", "| name | value | interval | n | unit |", "| --- | --- | --- | --- | --- |"]
+        lines += [*map(_measurement_line, rows), "", *_nonmember_lines(record, rows), ""]
     lines += [*(f"- {_text(w)}" for w in record.warnings)]
     lines += ["", f"Made by troth {record.version} on {record.created}."]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"

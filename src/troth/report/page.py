@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,9 +22,15 @@ def _resource(name: str) -> str:
     return resources.files("troth.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
+def _pieces(name: str) -> list[str]:
+    """Return a dotted name in pieces that may stand on lines of their own, cut behind dots and underscores."""
+    return re.split(r"(?<=[._])(?=[A-Za-z])", name)
+
+
 def render(title: str, sections: Sequence[Section]) -> str:
     """Return the page as HTML: self-contained, no script, no external request, everything escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["pieces"] = _pieces
     template = environment.from_string(_resource("report.html.jinja"))
     return template.render(
         title=title, sections=sections, css=_resource("report.css"), created=now(), version=__version__

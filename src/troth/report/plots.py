@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from troth.results import Json, Measurement
 
@@ -39,7 +39,9 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-_LABEL_LENGTH = 40
+_LABEL_LENGTH = 28
+_TICKS = 6  # labels of an axis at most, so that they stay apart
+_WIDTH = 4.6  # inches: two figures side by side on a page, readable where a phone shrinks one to its width
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,14 @@ class Plot:
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line: points in order, with an optional band."""
+    """A named line: points in order, with an optional band; `n` is what each point rests on, where it is known."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
+    n: int | None = None
 
 
 def _cell(value: Json) -> Json:
@@ -81,9 +84,9 @@ def _short(label: str) -> str:
 
 
 def _draw(paint: Callable[[Axes], None], height: float, salt: str) -> str:
-    """Return the SVG of what `paint` draws on one pair of axes, 6.4 inches wide."""
+    """Return the SVG of what `paint` draws on one pair of axes."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}):
-        figure = Figure(figsize=(6.4, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0)
         paint(figure.add_subplot())
         buffer = io.StringIO()
@@ -103,6 +106,18 @@ def _plain_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def _amount(value: float) -> str:
+    """Return a count as a tick's label.
+
+    >>> _amount(2.5e9), _amount(3e6), _amount(1500)
+    ('2.5 G', '3 M', '1,500')
+    """
+    for scale, suffix in ((1e9, " G"), (1e6, " M")):
+        if abs(value) >= scale:
+            return f"{value / scale:g}{suffix}"
+    return f"{value:,.10g}"
+
+
 def forest(title: str, rows: Sequence[tuple[str, Measurement]], caption: str) -> Plot:
     """Return values with their intervals, one row a label; the neutral value, where there is one, as a line."""
     shown = [(label, m) for label, m in rows if m.value is not None]
@@ -116,15 +131,16 @@ def forest(title: str, rows: Sequence[tuple[str, Measurement]], caption: str) ->
             low, high = m.low if m.low is not None else value, m.high if m.high is not None else value
             axes.plot([low, high], [position, position], color=_PALETTE[0], linewidth=2)
             axes.plot(value, position, "o", color=_PALETTE[0])
-        axes.set_yticks(range(len(shown)), [f"{_short(label)} (n = {m.n:,})" for label, m in reversed(shown)])
+        axes.set_yticks(range(len(shown)), [f"{_short(label)}\nn = {m.n:,}" for label, m in reversed(shown)])
         axes.set_ylim(-0.6, len(shown) - 0.4)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=_TICKS))
         neutral = shown[0][1].neutral if shown else None
         if neutral is not None:
             axes.axvline(neutral, color=_INK, linewidth=0.8, linestyle="--")
         axes.set_xlabel(_short(shown[0][1].unit) if shown else "")
-        axes.set_title(title, loc="left")
+        axes.set_title(_short(title), loc="left")
 
-    return Plot(_draw(paint, 1.1 + 0.32 * max(1, len(shown)), title), caption, data)
+    return Plot(_draw(paint, 1.0 + 0.42 * max(1, len(shown)), title), caption, data)
 
 
 def curves(title: str, lines: Sequence[Curve], labels: tuple[str, str], caption: str) -> Plot:
@@ -135,7 +151,7 @@ def curves(title: str, lines: Sequence[Curve], labels: tuple[str, str], caption:
             row: dict[str, Json] = {"line": line.label, labels[0]: x, labels[1]: y}
             if line.low is not None and line.high is not None:
                 row |= {"low": line.low[i], "high": line.high[i]}
-            rows.append(row)
+            rows.append(row | {"n": line.n})
 
     def paint(axes: Axes) -> None:
         for number, line in enumerate(lines):
@@ -143,9 +159,11 @@ def curves(title: str, lines: Sequence[Curve], labels: tuple[str, str], caption:
             axes.plot(line.x, line.y, color=colour, marker="o", markersize=2.5, label=_short(line.label))
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.2, linewidth=0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=_TICKS, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _amount(value)))
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
-        axes.set_title(title, loc="left")
+        axes.set_title(_short(title), loc="left")
         if len(lines) > 1:
             axes.legend()
 
@@ -155,7 +173,7 @@ def curves(title: str, lines: Sequence[Curve], labels: tuple[str, str], caption:
 def roc(title: str, lines: Sequence[Curve], caption: str) -> Plot:
     """Return ROC curves on logarithmic axes, with the diagonal of an attacker who guesses."""
     rows: tuple[dict[str, Json], ...] = tuple(
-        {"line": line.label, "false_positive_rate": x, "true_positive_rate": y}
+        {"line": line.label, "false_positive_rate": x, "true_positive_rate": y, "n": line.n}
         for line in lines
         for x, y in zip(line.x, line.y, strict=True)
     )
@@ -173,7 +191,7 @@ def roc(title: str, lines: Sequence[Curve], caption: str) -> Plot:
         _plain_ticks(axes.yaxis)
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
-        axes.set_title(title, loc="left")
+        axes.set_title(_short(title), loc="left")
         axes.legend()
 
     return Plot(_draw(paint, 3.6, title), caption, rows)

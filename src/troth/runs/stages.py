@@ -342,6 +342,7 @@ def attack(prepared: Prepared, book: ScoreBook) -> StageResult:
         members[np.isfinite(members)],
         others[np.isfinite(others)],
         seeds=prepared.seeds,
+        nonmembers_from=config.nonmembers,
         outside_guarantee=prepared.outside_guarantee,
     )
     warnings = list(result.warnings)

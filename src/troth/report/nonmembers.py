@@ -1,0 +1,44 @@
+"""Which rows stood for non-members in a membership attack, and what these rows let the attack see."""
+
+from __future__ import annotations
+
+from troth.data.home import NONMEMBERS
+from troth.results import Measurement, Record
+
+__all__ = ["nonmembers_told"]
+
+_SPLITS = ("test", "validation")
+
+
+def nonmembers_told(m: Measurement, record: Record) -> str:
+    """Return one sentence: where the non-members of a measurement came from and what that means.
+
+    Args:
+        m: a measurement of a membership attack; its protocol says ``nonmembers_from``.
+        record: the record that holds it; its resolved run file says the split where the protocol does not.
+    """
+    attack, data = record.config.get("attack"), record.config.get("data")
+    asked = attack.get("nonmembers") if isinstance(attack, dict) else None
+    source = m.protocol.get("nonmembers_from", asked)
+    if not isinstance(source, str):
+        return (
+            "the record does not say where they came from; rows of another distribution than the training rows let "
+            "the attack see that shift as well as what was memorised."
+        )
+    rows = f"rows of the {source} split" if source in _SPLITS else f"rows of {source}"
+    generated = isinstance(data, dict) and data.get("builtin") is not None and source in _SPLITS
+    if generated and source == NONMEMBERS:
+        return (
+            f"{rows}, made from the templates of the training rows, so that the attack sees what was memorised; rows "
+            "of another distribution, such as other templates, would let it see that shift as well."
+        )
+    if generated:
+        return (
+            f"{rows}, made from other templates than the training rows, so that the attack sees this shift as well "
+            "as what was memorised and can succeed on a model that memorised nothing."
+        )
+    return (
+        f"{rows}, never trained on; where they are of another distribution than the training rows (other templates, "
+        "sources or dates) the attack sees that shift as well as what was memorised and can succeed on a model that "
+        "memorised nothing."
+    )
