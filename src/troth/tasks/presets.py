@@ -14,6 +14,10 @@ trial runs of 3 epochs under the noise of the 12, one seed each: mean before the
 embeddings with standard deviation 1 in place of 0.02 about 0.80; with the pieces of long words and numbers 0.931.
 The segment table of the question answering model took F1 from 0.24 to 0.27 on the built-in corpus (4 epochs, one seed).
 
+Slots of the same texts with `bilstm-crf`, AdamW, from scratch, one run each: span F1 0.918 plain (3 epochs, batch 32,
+5e-3); at epsilon 8, delta 1e-5, clipping norm 0.1 and a rate of 2e-2, 0.63 (3 epochs, expected batch 256) and 0.750
+(12 epochs, 512). The rate decides: at 2e-3 and a wider model, 0.10.
+
 All but `mini-bert` have fewer than two million parameters. A masked language model shares its token table with its
 head: on SNIPS, after 615 steps, that found 15.1 % of masked tokens, where a head of its own, narrowed to stay below two
 million, found 7.7 %.
