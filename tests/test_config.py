@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from troth.config import digest, json_schema, load, override, parse, to_toml
+from troth.config import RunConfig, digest, json_schema, load, override, parse, sections, to_toml
+from troth.config_errors import LATER_KEYS, LATER_VALUES
 from troth.errors import ConfigError
 
 BASE = {
@@ -19,7 +20,7 @@ BASE = {
 def merged(**sections: dict) -> dict:
     data = copy.deepcopy(BASE)
     for name, values in sections.items():
-        data.setdefault(name, {}).update(values)
+        data[name] = {**data.get(name, {}), **values} if isinstance(values, dict) else values
     return data
 
 
@@ -69,7 +70,31 @@ WRONG = {
     ),
     "bias above one": ({"data": {"train": None, "builtin": {"bias": 2}}}, "data.builtin.bias = 2"),
     "empty gate": ({"gate": {"rules": []}}, "gate.rules"),
-    "physical batch of nothing": ({"train": {"physical_batch_size": 0}}, "train.physical_batch_size"),
+    "physical batch of nothing": (
+        {"train": {"physical_batch_size": 0}},
+        "train.physical_batch_size = 0: input should be greater than or equal to 1 or 'auto'",
+    ),
+    "misspelt partition": (
+        {"federated": {"clients": {"partition": "label_dirichlt", "clients": 10}}},
+        "federated.clients.partition = 'label_dirichlt': input should be 'label_dirichlet' or 'iid'",
+    ),
+    "concentration of nothing": (
+        {"federated": {"clients": {"partition": "label_dirichlet", "clients": 10, "concentration": 0}}},
+        "federated.clients.concentration = 0: input should be greater than 0",
+    ),
+    "partition of how many": (
+        {"federated": {"clients": {"partition": "iid"}}},
+        "federated.clients.clients is required",
+    ),
+    "clients by another role": ({"federated": {"clients": "usr"}}, "federated.clients = 'usr': input should be 'user'"),
+    "layers to freeze misspelt": ({"model": {"trainable": {"freez": ["a"]}}}, "input should be 'freeze'"),
+    "distillation": ({"distill": {"teacher": "folder"}}, "[distill] is not part of this version yet"),
+    "an attack of later": ({"attack": {"membership": ["loss", "rmia"]}}, "'rmia' is not part of this version yet"),
+    "a metric of later": ({"fairness": {"metrics": ["prediction_sensitivity"]}}, "not part of this version yet"),
+    "an engine of later": ({"federated": {"engine": "flower"}}, "'flower' is not part of this version yet"),
+    "an audit": ({"attack": {"audit": {"canaries": 1000}}}, "attack.audit is not part of this version yet"),
+    "a twin": ({"attack": {"nonmembers": {"holdout": 0.5}}}, "attack.nonmembers.holdout is not part of this version"),
+    "a value for a section": ({"train": 3}, "train = 3: input should be a table"),
 }
 
 
@@ -83,8 +108,36 @@ def test_wrong_values_are_refused_in_one_line(sections: dict, expected: str) -> 
 
 
 def test_missing_sections_are_named() -> None:
-    with pytest.raises(ConfigError, match="model is required"):
+    with pytest.raises(ConfigError, match=r"model.preset \(or model.checkpoint\) is required"):
         parse({"run": {"name": "x"}, "data": BASE["data"], "task": BASE["task"]})
+    with pytest.raises(ConfigError, match=r"run.name, model.preset .*, data.train .*, task.kind \(and 1 more\)$"):
+        parse({"trian": {}})
+
+
+def test_faults_of_one_key_count_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(merged(train={"physical_batch_size": "many", "epochs": 0}))
+    assert str(caught.value).endswith("(and 1 more)")
+
+
+def _keys(model: type) -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        found.add(name)
+        for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if hasattr(kind, "model_fields"):
+                found |= {f"{name}.{inner}" for inner in _keys(kind)}
+    return found
+
+
+def test_what_is_said_to_come_later_is_not_here_already() -> None:
+    assert not LATER_KEYS & _keys(RunConfig)
+    assert set(LATER_VALUES) <= _keys(RunConfig)
+    for key, values in LATER_VALUES.items():
+        section, _, name = key.partition(".")
+        for value in values:
+            with pytest.raises(ConfigError, match="not part of this version yet"):
+                parse(merged(**{section: {name: [value] if section != "federated" else value}}))
 
 
 def test_toml_round_trip_and_digest(tmp_path: Path) -> None:
@@ -129,11 +182,13 @@ def test_without_leaves_a_section_out(tmp_path: Path) -> None:
     assert load(path, without=["privacy"]).privacy is None
     with pytest.raises(ConfigError, match="no such section"):
         load(path, without=["privcy"])
+    assert sections(path) == {*BASE, "train", "privacy"}
+    assert sections(path, ["gate.rules=[]"]) == {*BASE, "train", "privacy", "gate"}
 
 
 @pytest.mark.parametrize(
     "content,expected",
-    [(b"not toml [", "not TOML"), (b"\xff\xfe\x00", "not UTF-8"), (b"", "is required")],
+    [(b"not toml [", "not TOML"), (b"\xff\xfe\x00", "not UTF-8"), (b"", r"required: run\.name, model\.preset")],
     ids=["not-toml", "binary", "empty"],
 )
 def test_unreadable_files(tmp_path: Path, content: bytes, expected: str) -> None:

@@ -8,7 +8,7 @@ from troth.accounting.curve import epsilon_after, epsilon_curve
 from troth.accounting.home import key_folder, troth_home
 from troth.accounting.ledger import Ledger, SpendRequest
 from troth.accounting.mechanism import Mechanism
-from troth.accounting.plan import PrivacyPlan, make_plan, plan_for
+from troth.accounting.plan import PrivacyPlan, check_plan, make_plan, plan_for
 from troth.accounting.reservation import Reservation
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Reservation",
     "SpendRequest",
     "calibrate_noise_multiplier",
+    "check_plan",
     "epsilon_after",
     "epsilon_curve",
     "key_folder",

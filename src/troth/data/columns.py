@@ -177,11 +177,20 @@ def _convert(raw: Raw, role: str, values: Iterable[Any], shape: Callable[[Any], 
         try:
             shaped = shape(value)
         except TypeError as error:
-            raise DataError(f"{raw.where(row)}: {role} {error}") from None
+            raise DataError(f"{raw.where(row)}: {role} {error}{_way_out(role, str(error))}") from None
         if shaped is None and role != "original":
             raise _no_value(raw, role, row)
         out.append(shaped)
     return out
+
+
+def _way_out(role: str, fault: str) -> str:
+    """Return what to do about a value of the wrong type, where the fault does not say so itself."""
+    if ";" in fault or role in ("answers", "time"):
+        return ""
+    wanted = "a list of strings" if role in ("tokens", "tags") else "one string" if role in _TEXTS else "one name"
+    joined = " (join the words of a list with blanks)" if role in _TEXTS and " a list" in fault else ""
+    return f"; write {wanted} a row{joined}, or name another column: {role} = COLUMN"
 
 
 def _no_value(raw: Raw, role: str, row: int) -> DataError:

@@ -54,6 +54,18 @@ def _missing_column(raw: Raw, role: str, wanted: str, taken: set[str]) -> DataEr
     return DataError(f"{raw.source}: {what}; columns: {shown_names(names)}: {hint}{headless}")
 
 
+def _missing_columns(raw: Raw, missing: list[str], kind: str) -> DataError:
+    """Return the error for a table that lacks several columns of the task: it is hardly a table for that task."""
+    first, *others = missing
+    also = " and ".join([", ".join(others[:-1]), others[-1]] if len(others) > 1 else others)
+    named = ", ".join(f"{role} = COLUMN" for role in missing)
+    headless = "; if the file has no header, give columns = [...]" if raw.headed else ""
+    return DataError(
+        f"{raw.source}: no column for the role {first}, nor for {also}, which {kind} needs; columns: "
+        f"{shown_names(raw.columns)}: name them ({named}), or set task.kind to what the columns hold{headless}"
+    )
+
+
 def _check_request(roles: Mapping[str, str], kind: str) -> None:
     if kind not in REQUIRED:
         raise DataError(f"task kind {shown(kind)} is not known; kinds: {', '.join(REQUIRED)}")
@@ -83,6 +95,10 @@ def map_roles(raw: Raw, roles: Mapping[str, str], kind: str) -> dict[str, str]:
     """
     _check_request(roles, kind)
     found: dict[str, str] = {}
+    absent = [r for r in REQUIRED[kind] if r not in roles and r not in raw.columns and r not in raw.aliases]
+    free = [name for name in raw.columns if name not in roles.values()]
+    if len(absent) > 1 and not all(_nearest(role, free) for role in absent):
+        raise _missing_columns(raw, absent, kind)
     for role in ROLES:
         wanted = roles.get(role, role)
         column = wanted if wanted in raw.columns else raw.aliases.get(wanted)
