@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from troth.errors import RunError
+from troth.runs import pipeline as pipeline_module
+from troth.runs import stages as stages_module
+
 GOOD = [{"text": f"turn on the light {i}", "intent": "on" if i % 2 else "off"} for i in range(8)]
 
 
@@ -80,10 +84,23 @@ CONFIGS = {
     "negative epsilon": (PRIVACY.format(e=-1, d=1e-5), "target_epsilon"),
     "delta above one over n": (PRIVACY.format(e=1, d=0.09), "delta"),
     "delta of one": (PRIVACY.format(e=1, d=1), "target_delta"),
-    "batch larger than the data": (PRIVACY.format(e=1, d=1e-5) + "[gate]\nrules = ['a <= 1']", "expected_batch_size"),
+    "batch larger than the data": (PRIVACY.format(e=1, d=1e-5), "expected_batch_size"),
     "fairness without groups": ("[fairness]\nmetrics = ['accuracy_gap']", "data.group"),
     "broken gate": ("[gate]\nrules = ['accuracy is good']", "gate.rules"),
     "unknown metric": ("[fairness]\nmetrics = ['niceness']", "niceness"),
+    "gate on nothing": ("[gate]\nrules = ['test.acuracy >= 0.5']", "test.accuracy"),
+    "gate on an attack not made": ("[gate]\nrules = ['attack.membership.loss.auc <= 1']", "[attack]"),
+    "attack of a later version": ("[attack]\nmembership = ['rmia']", "not part of this version yet"),
+    "distillation": ("[distill]\nteacher = 'x'", "[distill] is not part of this version yet"),
+    "misspelt partition": (
+        "[federated]\nclients = { partition = 'label_dirichlt', clients = 2 }",
+        "federated.clients.partition = 'label_dirichlt'",
+    ),
+    "no concentration": (
+        "[federated]\nclients = { partition = 'label_dirichlet', clients = 2, concentration = 0 }",
+        "federated.clients.concentration = 0",
+    ),
+    "misspelt key in a grid": ("[grid]\n'train.learnig_rate' = [1]", "did you mean learning_rate"),
     "unknown attack": ("[attack]\nmembership = ['magic']", "magic"),
     "attack without non-members": ("[attack]\nmembership = ['loss']", "data.test"),
     "cohort above the population": (
@@ -129,9 +146,12 @@ def test_bad_settings(case: tuple, troth: Callable, run_file: Callable, tmp_path
     more, expected = case
     (tmp_path / "t.jsonl").write_bytes(jsonl(GOOD * 5))
     batch = 99 if expected == "expected_batch_size" else 2
-    called = troth("run", run_file(ROLES, more=more, batch=batch), "--json", "--quiet")
+    test = "" if expected == "data.test" else '\ntest = "e.jsonl"'
+    (tmp_path / "e.jsonl").write_bytes(jsonl([{**row, "text": f"{row['text']} please"} for row in GOOD * 5]))
+    called = troth("run", run_file(ROLES + test, more=more, batch=batch), "--json")
     assert called.code == 2 and called.out == ""
-    assert expected in one_line(called.err)
+    assert expected in one_line(called.err) and len(called.err.splitlines()) == 1, "nothing is begun before it is seen"
+    assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
 def test_bad_models(troth: Callable, run_file: Callable, tmp_path: Path) -> None:
@@ -175,8 +195,34 @@ def test_verbs_that_need_a_finished_run(troth: Callable, run_file: Callable, tmp
         one_line(called.err)
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["train"], ["train", "--nonsense", "x"], ["ls", "nonsense"]])
-def test_wrong_usage(troth: Callable, arguments: list[str]) -> None:
-    called = troth(*arguments)
-    assert called.code == 2 and called.out == "" and "Traceback" not in called.err
-    assert len([line for line in called.err.splitlines() if line.strip()]) <= 4
+def test_a_ledger_that_fails_leaves_no_run_behind(
+    troth: Callable, run_file: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RunError("privacy ledger: the disk refused to write")
+
+    (tmp_path / "t.jsonl").write_bytes(jsonl(GOOD))
+    monkeypatch.setattr(stages_module, "Ledger", fail)
+    for more in ("", PRIVACY.format(e=8, d=1e-3)):
+        called = troth("train", run_file(ROLES, more=more), "--quiet")
+        assert called.code == 1 and "refused to write" in one_line(called.err)
+        assert not any((tmp_path / "runs").iterdir())
+
+
+def test_columns_of_groups_and_ids_need_no_naming(
+    troth: Callable, run_file: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column called group or id plays its role unasked; what it shows of the data stands in the record."""
+    monkeypatch.setattr(pipeline_module, "constant_predictions", lambda prepared, book: ("one label only",))
+    rows = [{**row, "group": "xy"[i // 4], "id": i} for i, row in enumerate(GOOD)]
+    (tmp_path / "t.jsonl").write_bytes(jsonl(rows))
+    (tmp_path / "e.jsonl").write_bytes(jsonl([{**row, "text": f"{row['text']} please"} for row in rows]))
+    path = run_file(ROLES + '\ntest = "e.jsonl"', more="[fairness]")
+    called = troth("run", path, "--json", "--quiet")
+    assert called.code == 0, called.err
+    assert "fairness.accuracy_gap" in {m["name"] for m in called.json["measurements"]}
+    shared = "8 of 8 ids of the test split also stand in the train split, 0 of them with equal rows"
+    assert any(shared in line for line in called.json["warnings"])
+    assert "one label only" in called.json["warnings"]
+    alone = troth("fairness", path, "--json", "--quiet").json
+    assert any(shared in line for line in alone["warnings"]) and "one label only" in alone["warnings"]

@@ -25,6 +25,8 @@ from contracts.task_tables import TABLES
 from troth.config import load
 from troth.errors import RunError
 from troth.runs import stages as troth_stages
+from troth.runs.catalogue import METRICS
+from troth.runs.measurable import why_never_measured
 from troth.seeds import PublicSeeds
 from troth.tasks import load_trained, make_model, make_task
 
@@ -110,7 +112,10 @@ def test_a_stock_checkpoint_trains_privately(troth: Callable, stock: Callable, n
     record = called.json
     assert record["privacy"]["guarantee"] == "differential_privacy"
     assert record["privacy"]["steps"] == 2
-    assert MEASURED[FAMILIES[name][1]] in {m["name"] for m in record["measurements"]}
+    measured = {m["name"] for m in record["measurements"]}
+    assert MEASURED[FAMILIES[name][1]] in measured
+    assert not [n for n in measured if why_never_measured(n, load(tmp_path / "run.toml"))]
+    assert {n.removeprefix("test.") for n in measured if n.startswith("test.")} == set(METRICS[FAMILIES[name][1]])
     before, after = _weights(tmp_path / "stock"), _weights(tmp_path / "runs" / "x" / "model")
     shared = [n for n in before if n in after and before[n].shape == after[n].shape and before[n].is_floating_point()]
     assert len(shared) > len(before) / 2

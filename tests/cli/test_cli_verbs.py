@@ -14,6 +14,13 @@ KEYS = {
     "kind", "name", "created", "version", "config", "seed", "measurements", "series", "privacy", "cost", "warnings",
     "artifacts",
 }  # fmt: skip
+STAGES = (
+    "training",
+    "scoring",
+    "attacking: membership by loss",
+    "comparing groups: accuracy_gap",
+    "writing the report",
+)
 pytestmark = pytest.mark.slow
 
 
@@ -52,8 +59,18 @@ def test_run_private_with_everything(troth: Callable, home_file: Callable, tmp_p
     assert len(shown) == 1 and shown[0]["runs"][0]["steps_spent"] == privacy["steps"]
 
 
+def test_each_stage_says_that_it_begins(troth: Callable, home_file: Callable) -> None:
+    called = troth("run", home_file('[attack]\n[fairness]\n[gate]\nrules = ["test.accuracy >= 0"]'))
+    assert called.code == 0, called.err
+    lines = called.err.splitlines()
+    begun = [next(i for i, line in enumerate(lines) if line.startswith(word)) for word in STAGES]
+    assert begun == sorted(begun)
+
+
 def test_gate_not_met_prints_the_record_and_ends_with_three(troth: Callable, home_file: Callable) -> None:
-    called = troth("run", home_file('[gate]\nrules = ["test.accuracy > 1", "no.such >= 0"]'), "--json", "--quiet")
+    called = troth(
+        "run", home_file('[gate]\nrules = ["test.accuracy > 1", "privacy.epsilon <= 8"]'), "--json", "--quiet"
+    )
     assert called.code == 3
     assert [g["met"] for g in called.json["series"]["gate"]] == [False, False]
     assert called.err.startswith("error: gate not met: test.accuracy > 1") and len(called.err.splitlines()) == 1
@@ -95,6 +112,7 @@ def test_grid_makes_each_run_once_and_resumes(troth: Callable, home_file: Callab
     path = home_file("[grid]\nseeds = [1, 2]")
     record = troth("train", path, "--json", "--quiet").json
     assert [r["config"]["run"]["seed"] for r in record["runs"]] == [1, 2]
+    assert record["cost"]["work_seconds"] == pytest.approx(sum(r["cost"]["work_seconds"] for r in record["runs"]))
     assert [i["seeds"] for i in record["items"]] == [1, 2] and all("test.accuracy" in i for i in record["items"])
     before = sorted(p.name for p in (tmp_path / "runs").iterdir() if p.is_dir())
     again = troth("train", path, "--json", "--quiet", "--resume").json
@@ -105,9 +123,29 @@ def test_grid_makes_each_run_once_and_resumes(troth: Callable, home_file: Callab
 def test_plan_trains_nothing(troth: Callable, home_file: Callable, tmp_path: Path) -> None:
     called = troth("plan", home_file(PRIVACY), "--json", "--quiet")
     assert called.code == 0, called.err
-    values = {m["name"]: m["value"] for m in called.json["measurements"]}
+    found = {m["name"]: m for m in called.json["measurements"]}
+    assert set(found) <= {row["name"] for row in troth("ls", "measurements", "--json").json["items"]}
+    values = {name: m["value"] for name, m in found.items()}
     assert 7.9 < values["plan.epsilon"] <= 8 and values["plan.noise_multiplier"] > 0
     assert called.json["series"]["privacy.epsilon"][-1]["step"] == values["plan.steps"]
+    seconds = found["plan.seconds"]
+    assert seconds["interval_method"] == "range" and seconds["low"] < seconds["value"] < seconds["high"]
+    assert seconds["confidence"] == (seconds["n"] - 1) / (seconds["n"] + 1) < 1
+    assert seconds["protocol"]["timed_steps"] >= seconds["n"] and seconds["outside_guarantee"] is True
+    assert values["plan.physical_batch_size"] == 32
+    assert not (tmp_path / "runs").exists()
+    assert troth("ledger", "show", "--json").json["items"] == []
+
+
+def test_plan_of_a_plain_run_and_of_a_federation(troth: Callable, home_file: Callable, tmp_path: Path) -> None:
+    shown = troth("plan", home_file(), "--quiet").out
+    assert "plan.seconds" in shown and "range of 9" in shown and "at 100%" not in shown and "epsilon" not in shown
+    federation = "[federated]\nrounds = 50\ncohort_size = 3\nlocal = { epochs = 1, batch_size = 8 }"
+    called = troth("plan", home_file(federation), "--json", "--quiet")
+    assert called.code == 0, called.err
+    found = {m["name"]: m for m in called.json["measurements"]}
+    assert found["plan.rounds"]["value"] == 50 and "plan.steps" not in found
+    assert found["plan.seconds"]["protocol"]["timed_rounds"] >= 2
     assert not (tmp_path / "runs").exists()
 
 
@@ -142,6 +180,7 @@ def test_doctor_lists_rules_and_refuses_by_name(troth: Callable, home_file: Call
     assert troth("train", home_file(), "--quiet").code == 0
     called = troth("doctor", tmp_path / "runs" / "x" / "model", "--json")
     assert called.code == 0 and all(item["supported"] for item in called.json["items"])
+    assert called.json["cost"]["work_seconds"] > 0
 
 
 def test_validate_prints_what_it_would_run(troth: Callable, home_file: Callable, tmp_path: Path) -> None:

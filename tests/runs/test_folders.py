@@ -1,5 +1,6 @@
 """Run folders: nothing overwritten, nothing half-written, found again."""
 
+import errno
 import json
 import sqlite3
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from troth.config import RunConfig, parse
 from troth.errors import ConfigError, ResumeError, RunError
 from troth.results import Measurement, Record
+from troth.runs import folders as folders_module
 from troth.runs.comparison import compare
 from troth.runs.folders import create, find_finished, find_unfinished, open_run, run_folders
 from troth.runs.index import list_runs, rebuild
@@ -36,6 +38,37 @@ def test_folders_count_up_and_never_overwrite(tmp_path: Path) -> None:
     assert [f.path.name for f in run_folders(tmp_path, "r")] == paths
     other = create(config("r-x"), tmp_path)
     assert other.path.name == "r-x" and len(run_folders(tmp_path, "r")) == 3
+
+
+def test_places_that_cannot_hold_runs_are_bad_input(tmp_path: Path) -> None:
+    file, nowhere = tmp_path / "file", tmp_path / "link"
+    file.write_text("x")
+    nowhere.symlink_to(tmp_path / "not there")
+    for out in (file, file / "below", nowhere):
+        with pytest.raises(ConfigError, match=r"choose another (folder|one) with run\.out"):
+            create(config(), out)
+
+
+@pytest.mark.parametrize("code,kind", [(errno.ENOSPC, RunError), (errno.EACCES, ConfigError)])
+def test_a_folder_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, kind: type[Exception]
+) -> None:
+    def fail(path: Path, **options: object) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(kind, match="cannot be made: no"):
+        create(config(), tmp_path)
+
+
+def test_a_run_file_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, text: str) -> None:
+        raise RunError("no space left on the disk")
+
+    monkeypatch.setattr(folders_module, "write_text", fail)
+    with pytest.raises(RunError, match="no space"):
+        create(config(), tmp_path)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_run_named_like_a_number_is_not_mistaken(tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train a plain and a private model, attack both, compare groups, run a federation, write report.html."""
+    from troth.runs.preflight import check_writable
+
     folder = out.resolve()
+    check_writable(folder, f"--out {out}")
     os.environ["TROTH_HOME"] = str(folder / "home")  # the demo's own ledger, never the user's
     from troth.report import ReportWriter
     from troth.runs.demonstration import demonstrate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from troth.cli.execution import execute_alone
-from troth.cli.options import AsJson, Quiet, RunFile, RunPath, Set
+from troth.cli.options import AsJson, Device, Quiet, RunFile, RunPath, Set, read_run_file
 
 __all__ = ["fairness"]
 
@@ -12,8 +12,10 @@ def fairness(
     run_file: RunFile,
     assignments: Set = None,
     run: RunPath = None,
+    device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure fairness of the model of the newest finished run of that name, or of --run FOLDER."""
-    execute_alone("fairness", run_file, assignments, run, as_json=as_json, quiet=quiet)
+    config = read_run_file(run_file, assignments, device=device)
+    execute_alone("fairness", config, run_file.resolve().parent, run, as_json=as_json, quiet=quiet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from troth.cli.execution import execute
-from troth.cli.options import AsJson, Quiet, Resume, RunFile, Set, Without
+from troth.cli.options import AsJson, Device, Quiet, Resume, RunFile, Set, Without, read_run_file
 
 __all__ = ["federate"]
 
@@ -12,9 +12,11 @@ def federate(
     run_file: RunFile,
     assignments: Set = None,
     without: Without = None,
+    device: Device = None,
     resume: Resume = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the model by the federation of [federated], simulated in this process, and evaluate it."""
-    execute("federate", run_file, assignments, without, resume=resume, as_json=as_json, quiet=quiet)
+    config = read_run_file(run_file, assignments, without, device)
+    execute("federate", config, run_file.resolve().parent, resume=resume, as_json=as_json, quiet=quiet)

@@ -13,10 +13,12 @@ __all__ = ["ls"]
 
 
 def ls(
-    what: Annotated[Literal["measurements", "presets", "tasks", "formats"], typer.Argument(help="what to list")],
+    what: Annotated[
+        Literal["measurements", "presets", "tasks", "formats"], typer.Argument(help="what to list", metavar="WHAT")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """List measurements (names, units, directions), presets, tasks or data formats."""
+    """List measurements (names, units, directions), presets, tasks or formats (of data)."""
     from troth.runs.catalogue import CATALOGUES
 
-    emit(listing("ls", CATALOGUES[what](), what=what), as_json=as_json)
+    emit(listing("ls", CATALOGUES[what], what=what), as_json=as_json)

@@ -16,6 +16,7 @@ from troth.cli.fairness import fairness
 from troth.cli.federate import federate
 from troth.cli.ledger import app as ledger_app
 from troth.cli.ls import ls
+from troth.cli.options import help_without_command
 from troth.cli.output import say
 from troth.cli.plan import plan
 from troth.cli.report import report
@@ -30,7 +31,6 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="troth",
     help="Train text models privately, measure what they leak, treat groups alike, learn where the data lives.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -43,11 +43,13 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     """Train text models privately, measure what they leak, treat groups alike, learn where the data lives."""
+    help_without_command(context)
 
 
 app.command("demo")(demo)
@@ -68,15 +70,33 @@ app.command("ls")(ls)
 def main() -> None:
     """Run the command line; every expected error is one line and the exit code of its kind."""
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        _fail(_usage(error.format_message()), error.exit_code)
     except TrothError as error:
         _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # whoever read the output has gone: nothing to tell, and nothing more to write
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1, error)
     except MemoryError as error:
         _fail("out of memory: lower train.physical_batch_size or model.max_length", 1, error)
     except Exception as error:  # a bug: one line for the user, the traceback on request
         _fail(f"unexpected {type(error).__name__}; set TROTH_DEBUG=1 to see where, and report it", 1, error)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(text: str) -> str:
+    """Return an error of usage with the way out: what was meant, or whose help to read."""
+    text = text.replace("Value error, ", "").removesuffix(".")
+    if text.endswith("?"):
+        return text
+    verbs = [str(c.name) for c in app.registered_commands] + [str(g.name) for g in app.registered_groups]
+    asked = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    return f"{text}; see troth {asked} --help" if asked in verbs else f"{text}; see troth --help"
 
 
 def _fail(text: str, code: int, error: BaseException | None = None) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from troth import __version__
-from troth.results import Json, Measurement, Record, now, plain_json
+from troth.results import Cost, Json, Measurement, Record, now, plain_json
 
-__all__ = ["emit", "listing", "say"]
+__all__ = ["costed", "emit", "listing", "say", "table"]
+
+_LOADED = time.perf_counter()  # the first thing a process of the command line does
 
 
 def say(text: str) -> None:
@@ -17,10 +20,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
-def listing(kind: str, items: Sequence[Mapping[str, object]], name: str = "troth", **config: Json) -> Record:
-    """Return the record of a list-like verb."""
-    rows = tuple({str(k): plain_json(v) for k, v in item.items()} for item in items)
-    return Record(kind=kind, name=name, created=now(), version=__version__, config=config, items=rows)
+def costed(begun: float) -> Cost:
+    """Return the cost of a verb whose own work began at `begun` (``time.perf_counter``); before that came set-up."""
+    from troth.runs.provenance import peak_memory_bytes
+
+    ended = time.perf_counter()
+    return Cost(ended - _LOADED, begun - _LOADED, ended - begun, peak_memory_bytes())
+
+
+def listing(
+    kind: str, make: Callable[[], Sequence[Mapping[str, object]]], name: str = "troth", **config: Json
+) -> Record:
+    """Return the record of a list-like verb; what `make` takes to give the rows is its work."""
+    begun = time.perf_counter()
+    rows = tuple({str(k): plain_json(v) for k, v in item.items()} for item in make())
+    return Record(
+        kind=kind, name=name, created=now(), version=__version__, config=config, cost=costed(begun), items=rows
+    )
 
 
 def emit(record: Record, *, as_json: bool) -> None:
@@ -43,7 +59,9 @@ def number(value: Json) -> str:
 
 def _measurement_line(m: Measurement) -> str:
     text = f"{m.name:48s} {number(m.value):>10s}"
-    if m.interval_method != "exact":
+    if m.interval_method == "range":
+        text += f"  [{number(m.low)}, {number(m.high)}] range of {m.n:,}"
+    elif m.interval_method != "exact":
         text += f"  [{number(m.low)}, {number(m.high)}] at {m.confidence:.0%}, n = {m.n:,}"
     if not m.supported:
         text += "  (too few examples for this claim)"
@@ -63,7 +81,7 @@ def _lines(record: Record) -> list[str]:
             f"{p.sampler} sampling, {p.accountant}; guarantee: {p.guarantee}; covers {'; '.join(p.covers)}"
         )
     if record.items is not None:
-        lines += _table(record.items)
+        lines += table(record.items)
     lines += [
         f"gate {'met    ' if g['met'] else 'NOT met'} {g['rule']}  {g['reason']}" for g in record.series.get("gate", [])
     ]
@@ -72,7 +90,8 @@ def _lines(record: Record) -> list[str]:
     return lines
 
 
-def _table(items: Sequence[Mapping[str, Json]]) -> list[str]:
+def table(items: Sequence[Mapping[str, Json]]) -> list[str]:
+    """Return the lines of a table with one row for each item, columns as wide as they must be."""
     if not items:
         return ["(nothing)"]
     keys = list(dict.fromkeys(k for item in items for k in item))

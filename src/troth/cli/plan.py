@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from troth.cli.options import AsJson, Quiet, RunFile, Set, Without
+from troth.cli.options import AsJson, Device, Quiet, RunFile, Set, Without, make_progress, read_run_file
 from troth.cli.output import emit
 
 __all__ = ["plan"]
 
 
 def plan(
-    run_file: RunFile, assignments: Set = None, without: Without = None, as_json: AsJson = False, quiet: Quiet = False
+    run_file: RunFile,
+    assignments: Set = None,
+    without: Without = None,
+    device: Device = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Print noise multiplier, steps, epsilon curve, and an estimate of time and memory. Trains nothing."""
-    from troth.config import load
-
-    config = load(run_file, assignments or (), without or ())
-    from troth.cli.options import make_progress
+    config = read_run_file(run_file, assignments, without, device)
     from troth.runs.planning import plan as make
 
-    emit(make(config, Path(run_file).parent, make_progress(quiet)), as_json=as_json)
+    emit(make(config, run_file.resolve().parent, make_progress(quiet)), as_json=as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from troth import __version__
 from troth.cli.options import AsJson
-from troth.cli.output import emit
+from troth.cli.output import costed, emit
 from troth.errors import ConfigError
 from troth.results import Record, now
 
@@ -20,7 +21,9 @@ __all__ = ["report"]
 
 
 def report(
-    run_file: Annotated[Path | None, typer.Argument(help="the run file; its newest finished run is reported")] = None,
+    run_file: Annotated[
+        Path | None, typer.Argument(help="the run file; its newest finished run is reported", metavar="RUN.toml")
+    ] = None,
     run: Annotated[
         list[Path] | None, typer.Option("--run", metavar="FOLDER", help="a run folder; may be repeated")
     ] = None,
@@ -30,10 +33,25 @@ def report(
     """Write one self-contained HTML page about finished runs."""
     folders, target = _find(run_file, run or [])
     from troth.report import write_report
+    from troth.runs.preflight import check_writable
 
-    written = write_report(folders, path or target)
-    record = Record("report", folders[0].record().name, now(), __version__, artifacts={"report": str(written)})
-    emit(record, as_json=as_json)
+    begun = time.perf_counter()
+    place = path or target
+    check_writable(place.parent, f"--path {place}")
+    if place.is_dir():
+        raise ConfigError(f"--path {place}: is a folder; name the page's file")
+    written = write_report(folders, place)
+    emit(
+        Record(
+            "report",
+            folders[0].record().name,
+            now(),
+            __version__,
+            cost=costed(begun),
+            artifacts={"report": str(written)},
+        ),
+        as_json=as_json,
+    )
 
 
 def _find(run_file: Path | None, runs: list[Path]) -> tuple[list[RunFolder], Path]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from troth.cli.options import AsJson, Out
-from troth.cli.output import emit, listing
+from troth.cli.options import AsJson, Out, help_without_command
+from troth.cli.output import costed, emit, listing
 from troth.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="List, show and compare runs.",
+    callback=help_without_command,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
 _DEFAULT_OUT = Path("runs")
 
 
@@ -31,18 +37,40 @@ def list_(
     from troth.runs.index import list_runs, rebuild
 
     if not out.is_dir():
-        raise ConfigError(f"{out}: no such folder; name the one that holds runs with --out")
-    if fresh:
-        rebuild(out)
-    emit(listing("runs", [row.row() for row in list_runs(out)], out=str(out)), as_json=as_json)
+        raise _no_folder(out)
+
+    def rows() -> list[dict[str, Any]]:
+        if fresh:
+            rebuild(out)
+        return [row.row() for row in list_runs(out)]
+
+    emit(listing("runs", rows, out=str(out)), as_json=as_json)
+
+
+def _no_folder(out: Path) -> ConfigError:
+    """Return the error for a folder that is not there, naming folders beside it that hold runs."""
+    what = "is a file, not a folder" if out.exists() else "no such folder"
+    beside = out.absolute().parent
+    there = sorted(p.parent.parent for p in beside.glob("*/*/run.toml")) if beside.is_dir() else []
+    near = next(iter(there), None)
+    way_out = f"name the folder that holds runs with --out, such as --out {near.name if near else 'troth-demo'}"
+    return ConfigError(f"{out}: {what}; {way_out}" + ("" if near else " after troth demo"))
 
 
 def _find(name: str, out: Path) -> RunFolder:
-    """Return the run at a path, or below `out` by its folder's name."""
+    """Return the run at a path, or below `out` by its folder's name.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from troth.runs.folders import open_run
 
     path = Path(name)
-    return open_run(path if (path / "run.toml").is_file() else out / name)
+    if (path / "run.toml").is_file():
+        return open_run(path)
+    if not out.is_dir():
+        raise _no_folder(out)
+    return open_run(out / name)
 
 
 @app.command("show")
@@ -52,8 +80,10 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the record of one run, with those of verbs that ran alone on it."""
+    begun = time.perf_counter()
     first, *later = _find(run, out).records()
-    emit(replace(first, runs=tuple(later)) if later else first, as_json=as_json)
+    shown = replace(first, runs=tuple(later)) if later else first
+    emit(shown if shown.cost else replace(shown, cost=costed(begun)), as_json=as_json)
 
 
 @app.command("compare")
@@ -67,13 +97,15 @@ def compare(
 
     if len(runs) < 2:
         raise ConfigError("troth runs compare: name at least two runs")
-    folders = [_find(run, out) for run in runs]
-    labels = [f.path.name for f in folders]
-    if len(set(labels)) < len(labels):
-        labels = [str(f.path) for f in folders]
-    rows = compare_records([(label, f.record()) for label, f in zip(labels, folders, strict=True)])
-    if not as_json:
-        rows = [_flat(row) for row in rows]
+
+    def rows() -> list[dict[str, Any]]:
+        folders = [_find(run, out) for run in runs]
+        labels = [f.path.name for f in folders]
+        if len(set(labels)) < len(labels):
+            labels = [str(f.path) for f in folders]
+        found = compare_records([(label, f.record()) for label, f in zip(labels, folders, strict=True)])
+        return found if as_json else [_flat(row) for row in found]
+
     emit(listing("runs", rows, runs=list(runs)), as_json=as_json)
 
 

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import get_args
 
 from troth.config import ModelConfig, TaskConfig
 from troth.results import Json
 
-__all__ = ["CATALOGUES", "MEASUREMENTS"]
+__all__ = ["CATALOGUES", "MEASUREMENTS", "METRICS"]
+
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "classification": ("accuracy", "macro_f1", "loss"),
+    "tagging": ("span_f1", "token_accuracy", "loss"),
+    "question_answering": ("exact_match", "f1", "loss"),
+    "seq2seq": ("rouge_l", "exact_match", "loss"),
+    "language_modeling": ("perplexity", "token_accuracy", "loss"),
+}
+"""What each kind of task measures on a split, its headline first."""
 
 # name, unit, direction, neutral, what it is
-MEASUREMENTS: tuple[tuple[str, str, str, float | None, str], ...] = (
+Row = tuple[str, str, str, float | None, str]
+
+_QUALITY: tuple[Row, ...] = (
+    ("accuracy", "fraction", "higher", None, "classification: share of rows whose label is right"),
+    ("macro_f1", "fraction", "higher", None, "classification: mean over classes of F1"),
+    ("loss", "nats", "lower", None, "mean loss per example"),
+    ("span_f1", "fraction", "higher", None, "tagging: F1 of whole spans, as seqeval counts them"),
+    ("token_accuracy", "fraction", "higher", None, "tagging, language modelling: share of tokens that are right"),
+    ("exact_match", "fraction", "higher", None, "question answering, seq2seq: share of rows answered exactly"),
+    ("f1", "fraction", "higher", None, "question answering: token F1, as SQuAD counts it"),
+    ("rouge_l", "fraction", "higher", None, "seq2seq: F measure of the longest common subsequence"),
+    ("perplexity", "ratio", "lower", None, "language modelling: exp of the mean token loss"),
+)
+
+
+def _under(prefix: str, where: str) -> tuple[Row, ...]:
+    """Return the metrics of all tasks under the name of what they are measured on."""
+    return tuple(
+        (f"{prefix}.{name}", unit, way, neutral, f"{meaning}{where}") for name, unit, way, neutral, meaning in _QUALITY
+    )
+
+
+MEASUREMENTS: tuple[Row, ...] = (
     ("data.train.rows", "rows", "neutral", None, "rows trained on"),
     ("data.train.truncated_rows", "rows", "lower", None, "rows cut to model.max_length tokens"),
-    ("test.accuracy", "fraction", "higher", None, "classification: share of rows whose label is right"),
-    ("test.macro_f1", "fraction", "higher", None, "classification: mean over classes of F1"),
-    ("test.loss", "nats", "lower", None, "mean loss per example"),
-    ("test.span_f1", "fraction", "higher", None, "tagging: F1 of whole spans, as seqeval counts them"),
-    ("test.token_accuracy", "fraction", "higher", None, "tagging, language modelling: share of tokens that are right"),
-    ("test.exact_match", "fraction", "higher", None, "question answering, seq2seq: share of rows answered exactly"),
-    ("test.f1", "fraction", "higher", None, "question answering: token F1, as SQuAD counts it"),
-    ("test.rouge_l", "fraction", "higher", None, "seq2seq: F measure of the longest common subsequence"),
-    ("test.perplexity", "ratio", "lower", None, "language modelling: exp of the mean token loss"),
+    *_under("test", ""),
+    *_under("validation", " (validation split)"),
+    ("privacy.epsilon", "natural-log units", "lower", None, "what the released weights spend, at privacy.delta"),
+    ("privacy.delta", "probability", "lower", None, "the delta that epsilon is given at"),
+    ("privacy.noise_multiplier", "ratio", "neutral", None, "noise standard deviation over sensitivity"),
+    ("privacy.clipping_norm", "gradient norm", "neutral", None, "bound on one unit's gradient"),
+    ("privacy.sampling_rate", "fraction", "neutral", None, "chance of each unit to be in a batch"),
+    ("privacy.steps", "steps", "neutral", None, "steps that epsilon counts"),
     ("attack.membership.loss.auc", "fraction", "lower", 0.5, "chance that a member scores above a non-member"),
     (
         "attack.membership.loss.tpr_at_fpr_0.01",
@@ -40,11 +70,20 @@ MEASUREMENTS: tuple[tuple[str, str, str, float | None, str], ...] = (
     ),
     ("fairness.accuracy_gap", "fraction", "lower", 0.0, "largest minus smallest accuracy over groups"),
     ("fairness.accuracy_gap.p_value", "probability", "neutral", None, "chance of such a gap were groups exchangeable"),
-    ("federated.round.accuracy", "fraction", "higher", None, "quality of the global model after the last round"),
+    *_under("federated.round", " (global model after the last round)"),
     ("federated.clients", "clients", "neutral", None, "devices with data; their sizes stand in the protocol"),
     ("federated.samples", "examples", "lower", None, "examples processed on devices, each local epoch counted"),
     ("federated.bytes_sent", "bytes", "lower", None, "bytes to and from devices: trainable parameters, dense"),
     ("federated.rejected_updates", "updates", "lower", None, "updates left out because they were not finite"),
+    ("plan.noise_multiplier", "ratio", "neutral", None, "troth plan: the noise multiplier the run will use"),
+    ("plan.sampling_rate", "fraction", "neutral", None, "troth plan: chance of each unit to be in a batch"),
+    ("plan.sum_noise_std", "gradient norm", "neutral", None, "troth plan: noise on the sum of clipped gradients"),
+    ("plan.epsilon", "natural-log units", "lower", None, "troth plan: what the whole run will spend"),
+    ("plan.steps", "steps", "neutral", None, "troth plan: optimizer steps of the run"),
+    ("plan.rounds", "rounds", "neutral", None, "troth plan: rounds of the federation"),
+    ("plan.physical_batch_size", "examples", "neutral", None, "troth plan: examples through the model at once"),
+    ("plan.seconds", "seconds", "lower", None, "troth plan: the run's work_seconds, from a few of its steps"),
+    ("plan.peak_memory_bytes", "bytes", "lower", None, "troth plan: peak memory while these steps were made"),
 )
 
 

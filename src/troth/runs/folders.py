@@ -7,6 +7,7 @@ resolved run file), ``provenance.json`` (versions and data fingerprints), ``reco
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterator
@@ -18,7 +19,10 @@ from troth.errors import ConfigError, ResumeError, RunError
 from troth.files import write_text
 from troth.results import Json, Record, plain_json
 
-__all__ = ["RunFolder", "create", "find_finished", "find_unfinished", "open_run", "run_folders"]
+__all__ = ["DISK_ERRORS", "RunFolder", "create", "find_finished", "find_unfinished", "open_run", "run_folders"]
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""What a disk does to a good path; any other error of a path is that of who named it."""
 
 
 @dataclass(frozen=True)
@@ -141,19 +145,29 @@ def _candidates(out: Path, name: str) -> Iterator[Path]:
 
 
 def create(config: RunConfig, out: Path) -> RunFolder:
-    """Make the next free folder of the run's name and write ``run.toml`` into it.
+    """Make the next free folder of the run's name and write ``run.toml`` into it, or leave nothing behind.
 
     Raises:
-        RunError: the folder cannot be made.
+        ConfigError: the folder cannot be made there.
+        RunError: the disk is full.
     """
     for path in _candidates(out, config.run.name):
+        if path.exists() or path.is_symlink():
+            continue
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            continue
+            if not out.is_dir():
+                raise ConfigError(f"{out}: is not a folder; choose another one with run.out") from None
+            continue  # another process was faster
         except OSError as error:
-            raise RunError(f"{path}: cannot be made: {error.strerror}; choose another folder with run.out") from None
-        write_text(path / "run.toml", to_toml(config))
+            kind = RunError if error.errno in DISK_ERRORS else ConfigError
+            raise kind(f"{path}: cannot be made: {error.strerror}; choose another folder with run.out") from None
+        try:
+            write_text(path / "run.toml", to_toml(config))
+        except RunError:
+            path.rmdir()
+            raise
         return RunFolder(path)
     raise RunError(f"{out}: no free folder name")  # pragma: no cover  the candidates never end
 
@@ -198,7 +212,8 @@ def open_run(path: Path) -> RunFolder:
         ConfigError: it is no run folder.
     """
     if not (path / "run.toml").is_file():
-        raise ConfigError(f"{path}: not a run folder (no run.toml in it)")
+        what = "no run.toml in it" if path.is_dir() else "there is no such folder"
+        raise ConfigError(f"{path}: not a run folder ({what})")
     return RunFolder(path)
 
 

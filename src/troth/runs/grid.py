@@ -37,7 +37,7 @@ def expand(config: RunConfig) -> list[GridPoint]:
         ConfigError: a key is no path, a list is empty, or a combination is not a valid run file.
     """
     if not config.grid:
-        raise ConfigError("the run file has no [grid]")
+        raise ConfigError("[grid] is empty: give a dotted key or seeds a list of values, or leave the section out")
     keys = list(config.grid)
     for key in keys:
         if not config.grid[key]:

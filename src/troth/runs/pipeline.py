@@ -6,18 +6,21 @@ The pipeline knows no report: whoever drives it hands over a `Finisher` that wri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from troth import __version__
 from troth.config import RunConfig, digest
-from troth.errors import ConfigError, InputError, Interrupted, PrivacyError
+from troth.errors import Interrupted, TrothError
 from troth.results import Json, Record, now
 from troth.runs import stages
+from troth.runs.cautions import constant_predictions, shared_ids
 from troth.runs.folders import RunFolder, create, find_finished, find_unfinished, open_run, run_folders
-from troth.runs.gates import check, parse_rule
+from troth.runs.gates import check
 from troth.runs.grid import GridPoint, expand
+from troth.runs.preflight import check_data, check_file, check_home, check_writable, gated
 from troth.runs.provenance import Clock, provenance
 from troth.tasks import load_trained
 from troth.training import Progress
@@ -58,16 +61,19 @@ class Pipeline:
         Raises:
             TrothError: what a stage refuses; `Interrupted` where the user stops it.
         """
-        self._check(config, verb)
+        check_file(config, verb)
         clock = Clock()
         folder = find_unfinished(config, self.out(config)) if resume else None
+        self._check_places(config, verb, folder)
         prepared = stages.prepare(config, self.base, self.progress)
+        check_data(prepared, verb)
         folder = folder or create(config, self.out(config))
         try:
             result = self._stages(prepared, folder, verb, resume=resume)
-        except (InputError, PrivacyError):
+        except (TrothError, OSError, MemoryError):
             if not resume:
-                stages.discard(folder)
+                with suppress(TrothError):  # the first fault is the one to tell
+                    stages.discard(folder)
             raise
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; continue with: troth {verb} RUN.toml --resume ({folder.path})") from None
@@ -77,14 +83,15 @@ class Pipeline:
         folder.write_provenance(provenance(prepared.fingerprints()))
         return self._finish(config, verb, folder, result, clock)
 
-    def _check(self, config: RunConfig, verb: str) -> None:
-        """Refuse what can be refused before any work is done."""
-        if verb == "federate" and config.federated is None:
-            raise ConfigError("the run file has no [federated]; add it, or use troth train")
-        for rule in config.gate.rules if config.gate else ():
-            parse_rule(rule)
-        if verb == "run" and config.fairness and config.data.builtin is None and config.data.group is None:
-            raise ConfigError("[fairness] needs data.group: name the column that holds each row's group")
+    def _check_places(self, config: RunConfig, verb: str, folder: RunFolder | None) -> None:
+        """Refuse places that cannot be written: the folder of runs, or of the run that goes on; ledger and report."""
+        if folder is None:
+            check_writable(self.out(config), f"run.out = {config.run.out!r}")
+        else:
+            check_writable(folder.path, "--resume")
+        check_home()
+        if verb == "run" and config.report is not None and Path(config.report.path).is_absolute():
+            check_writable(Path(config.report.path).parent, f"report.path = {config.report.path!r}")
 
     def _stages(self, prepared: stages.Prepared, folder: RunFolder, verb: str, *, resume: bool) -> stages.StageResult:
         """Run the stages of a verb in the contract's order."""
@@ -95,10 +102,12 @@ class Pipeline:
         book = stages.ScoreBook(prepared, model)
         result = result.plus(stages.evaluate(prepared, book))
         if verb == "run" and config.attack is not None:
+            self.progress.message(f"attacking: membership by {', '.join(config.attack.membership)}")
             result = result.plus(stages.attack(prepared, book))
         if verb == "run" and config.fairness is not None:
+            self.progress.message(f"comparing groups: {', '.join(config.fairness.metrics)}")
             result = result.plus(stages.fairness(prepared, book))
-        return result
+        return result.plus(_cautions(prepared, book))
 
     def _finish(
         self, config: RunConfig, verb: str, folder: RunFolder, result: stages.StageResult, clock: Clock
@@ -119,9 +128,7 @@ class Pipeline:
             warnings=result.warnings,
             artifacts=artifacts,
         )
-        if verb == "run" and config.gate is not None:
-            rows: list[dict[str, Json]] = [r.row() for r in check(record, config.gate.rules)]
-            record = replace(record, series={**record.series, "gate": rows})
+        record = _held(record, gated(config, verb))
         self.finisher.write_model_card(record, folder.model)
         path = folder.path / (config.report.path if config.report else "report.html")
         if verb == "run":
@@ -129,6 +136,7 @@ class Pipeline:
         folder.write_record(record)
         stages.finish(config, folder)
         if verb == "run":
+            self.progress.message(f"writing the report: {path}")
             self.finisher.write_report([folder], path)
         return record
 
@@ -138,13 +146,13 @@ class Pipeline:
         With `resume`, points that are finished under the same configuration are taken as they are and the one that was
         interrupted goes on.
         """
-        points = expand(config)
-        for point in points:
-            self._check(point.config, verb)
+        check_file(config, verb)
+        clock, points = Clock(), expand(config)
         records = []
         for number, point in enumerate(points, 1):
             self.progress.message(f"grid {number}/{len(points)}: {_shown(point)}")
             records.append(self._point(point, verb, resume=resume))
+            clock.add_work(records[-1].cost.work_seconds if records[-1].cost else 0.0)
         items = tuple(_grid_row(p, r) for p, r in zip(points, records, strict=True))
         return Record(
             verb,
@@ -153,6 +161,7 @@ class Pipeline:
             __version__,
             config.to_dict(),
             config.run.seed,
+            cost=clock.cost(),
             items=items,
             runs=tuple(records),
         )
@@ -173,16 +182,19 @@ class Pipeline:
         Raises:
             TrothError: there is no such run, or the stage refuses.
         """
+        check_file(config, verb)
         clock = Clock()
         folder = open_run(path) if path is not None else find_finished(config, self.out(config))
         made = folder.record()
-        if verb == "fairness" and config.data.builtin is None and config.data.group is None:
-            raise ConfigError("fairness needs data.group: name the column that holds each row's group")
+        check_writable(folder.path, f"troth {verb} writes its record into the run's folder")
         task, model = load_trained(folder.model, config)
         prepared = stages.prepare(config, self.base, self.progress, task=task)
+        check_data(prepared, verb)
         try:
             stage = stages.attack if verb == "attack" else stages.fairness
-            result = stage(prepared, stages.ScoreBook(prepared, stages.on_device(model, prepared.device)))
+            book = stages.ScoreBook(prepared, stages.on_device(model, prepared.device))
+            result = stage(prepared, book)
+            result = result.plus(_cautions(prepared, book, predictions=verb == "fairness"))
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; nothing was written to {folder.path}") from None
         finally:
@@ -202,12 +214,23 @@ class Pipeline:
             warnings=result.warnings,
             artifacts={"run": str(folder.path)},
         )
-        if config.gate is not None:
-            rules = [r for r in config.gate.rules if parse_rule(r).name.startswith((f"{verb}.", "privacy."))]
-            rows: list[dict[str, Json]] = [r.row() for r in check(record, rules)]
-            record = replace(record, series={**record.series, "gate": rows})
+        record = _held(record, gated(config, verb))
         folder.write_record(record, verb)
         return record
+
+
+def _cautions(prepared: stages.Prepared, book: stages.ScoreBook, *, predictions: bool = True) -> stages.StageResult:
+    """Return warnings about the data and, with `predictions`, about what the model predicts."""
+    told = shared_ids(prepared.splits)
+    return stages.StageResult(warnings=(*told, *constant_predictions(prepared, book)) if predictions else told)
+
+
+def _held(record: Record, rules: Sequence[str]) -> Record:
+    """Return the record with one row of its ``gate`` series for each rule, where there are rules."""
+    if not rules:
+        return record
+    rows: list[dict[str, Json]] = [r.row() for r in check(record, rules)]
+    return replace(record, series={**record.series, "gate": rows})
 
 
 def _shown(point: GridPoint) -> str:

@@ -31,7 +31,18 @@ from troth.seeds import PublicSeeds
 from troth.tasks import Encoded, Scores, Task, make_model, make_task, merge_adapters
 from troth.training import Progress, TrainInputs, choose_device, export, fit
 
-__all__ = ["Prepared", "ScoreBook", "StageResult", "attack", "evaluate", "fairness", "federate", "prepare", "train"]
+__all__ = [
+    "Prepared",
+    "ScoreBook",
+    "StageResult",
+    "attack",
+    "evaluate",
+    "fairness",
+    "federate",
+    "population",
+    "prepare",
+    "train",
+]
 
 _NAMED_SPLITS = ("test", "validation")
 _FINGERPRINT_KEY_BYTES = 32
@@ -248,8 +259,12 @@ def discard(folder: RunFolder) -> None:
     shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _clients(prepared: Prepared, federated: FederatedConfig) -> FederatedData:
-    """Return the population: one client a user, or a partition of the rows."""
+def population(prepared: Prepared, federated: FederatedConfig) -> FederatedData:
+    """Return the population: one client a user, or a partition of the rows.
+
+    Raises:
+        ConfigError: there is no user column, or the partition cannot be made.
+    """
     train = prepared.splits.train
     if federated.clients == "user":
         if not train.has("user"):
@@ -271,7 +286,7 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
         raise ConfigError("the run file has no [federated]; add it")
     table = prepared.splits.validation or prepared.splits.test
     encoded = prepared.task.encode(prepared.splits.train)
-    clients = _clients(prepared, federated)
+    clients = population(prepared, federated)
     model = _model(prepared)
     _, told = _reservation(prepared, None, folder, resume=resume)
 

@@ -5,12 +5,14 @@ from troth.training.device import choose_device
 from troth.training.export import export
 from troth.training.fit import fit
 from troth.training.outcome import TrainInputs, TrainOutcome
+from troth.training.probe import Probe, probe
 from troth.training.progress import BarProgress, LineProgress, Progress, SilentProgress
 
 __all__ = [
     "BarProgress",
     "Checkpoint",
     "LineProgress",
+    "Probe",
     "Progress",
     "SilentProgress",
     "TrainInputs",
@@ -20,5 +22,6 @@ __all__ = [
     "fit",
     "latest_checkpoint",
     "load_checkpoint",
+    "probe",
     "save_checkpoint",
 ]

@@ -29,7 +29,7 @@ from troth.training.private_state import PrivateState
 from troth.training.progress import Progress
 from troth.training.steps import Setting
 
-__all__ = ["fit"]
+__all__ = ["as_found", "fit", "setting_of"]
 
 
 def fit(
@@ -70,9 +70,9 @@ def fit(
     _check(inputs, plan, reservation, resume)
     nn.Module.to(inputs.model, inputs.device)
     folder = inputs.folder / "checkpoints"
-    with locked(folder), _as_found(inputs):
+    with locked(folder), as_found(inputs):
         found = _found(folder, resume)
-        setting = _setting(inputs, private=plan is not None)
+        setting = setting_of(inputs, private=plan is not None)
         if plan is None:
             own = identity(inputs.config, inputs.model, rows=rows_digest(inputs.train))
             journal, step = _restored(found, setting, own), 0 if found is None else found.step
@@ -106,7 +106,7 @@ def _check(inputs: TrainInputs, plan: PrivacyPlan | None, reservation: Reservati
 
 
 @contextmanager
-def _as_found(inputs: TrainInputs) -> Iterator[None]:
+def as_found(inputs: TrainInputs) -> Iterator[None]:
     """Give the caller's random state and the model's mode back at the end, and drop its gradients."""
     model, training = inputs.model, inputs.model.training
     cuda = [torch.cuda.current_device()] if inputs.device.type == "cuda" else []
@@ -134,7 +134,8 @@ def _found(folder: Path, resume: bool) -> Checkpoint | None:
     return found
 
 
-def _setting(inputs: TrainInputs, *, private: bool) -> Setting:
+def setting_of(inputs: TrainInputs, *, private: bool) -> Setting:
+    """Return how a run computes: its optimizer, its physical batch size and its number format."""
     train = inputs.config.train
     context = autocast(inputs.device, train.precision)
     physical = train.physical_batch_size

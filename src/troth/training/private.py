@@ -33,8 +33,8 @@ class Promise:
 
     Attributes:
         plan: the whole run's plan.
-        reservation: its entry in the ledger; None only with an insecure seed, which promises nothing.
-        state: where the keys of kept checkpoints lie; None with an insecure seed, whose keys can be computed.
+        reservation: its entry in the ledger; None only where nothing is promised: with an insecure seed, or in a probe.
+        state: where the keys of kept checkpoints lie; None where there is no reservation.
     """
 
     plan: PrivacyPlan
