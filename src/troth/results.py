@@ -72,7 +72,7 @@ class Measurement:
         low: lower end of the interval.
         high: upper end of the interval.
         confidence: coverage the interval aims at, between 0 and 1; 1 for exact numbers.
-        interval_method: such as ``clopper-pearson``, ``bootstrap-percentile``, ``delong``, or ``exact``.
+        interval_method: such as ``clopper-pearson``, ``bayesian-bootstrap``, ``delong``, or ``exact``.
         n: how many independent units the number rests on.
         unit: the value's unit, such as ``fraction`` or ``nats``.
         direction: which way is better: ``lower``, ``higher`` or ``neutral``.

@@ -16,6 +16,7 @@ from troth.config import RunConfig
 from troth.data import Table
 from troth.seeds import PublicSeeds
 from troth.tasks import Batch, Encoded, Task, load_trained
+from troth.tasks.measures import SMALLEST_UNLIMITED
 
 TOLERANCE = 2e-5  # float32 sums in another order
 ROWS = np.arange(8)
@@ -218,11 +219,14 @@ class TaskContract(ABC):
         assert tuple(m.name for m in measured) == tuple(f"test.{name}" for name in self.names)
         for m in measured:
             assert m.value is not None and m.low is not None and m.high is not None
-            assert m.low <= m.value + 1e-12 and m.value <= m.high + 1e-12
+            assert m.low <= m.value <= m.high
+            assert m.low < m.high
             assert m.n == len(case.table)
-            assert m.outside_guarantee and m.supported
-            if m.interval_method != "clopper-pearson":
-                assert (m.interval_method, m.protocol["resampled"]) == ("bootstrap-percentile", "rows")
+            assert m.outside_guarantee
+            assert m.supported == (m.unit == "fraction" or m.n >= SMALLEST_UNLIMITED)
+            assert m.interval_method in ("clopper-pearson", "bayesian-bootstrap", "zero-event-bound")
+            if m.interval_method == "bayesian-bootstrap":
+                assert m.protocol["resampled"] == "rows, by exponential weights"
 
     def test_measuring_twice_gives_the_same_and_another_seed_another_interval(self, case: Case) -> None:
         scores = case.task.score(case.model, case.table)

@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -17,7 +15,6 @@ from troth.data import from_rows
 from troth.errors import ModelError
 from troth.seeds import PublicSeeds
 from troth.tasks import Classification, Scores, TaskScorer
-from troth.tasks.classification import macro_f1
 
 LABELS = ("lights", "music", "weather")
 
@@ -46,25 +43,6 @@ TABLE = from_rows(
     + [{"text": "call mom", "label": "call"}, {"text": "set a timer", "label": "timer"}],
     "rows",
 )
-
-
-@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=60))
-def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
-    gold, predicted = (np.array(column) for column in zip(*pairs, strict=True))
-    counts, statistic = macro_f1(gold, predicted)
-    expected = f1_score(gold, predicted, average="macro", zero_division=0)
-    assert statistic(counts[None, :].astype(float))[0] == pytest.approx(expected)
-
-
-def test_macro_f1_of_a_resample_is_that_of_its_rows() -> None:
-    rng = np.random.default_rng(0)
-    gold, predicted = rng.integers(0, 5, 80), rng.integers(0, 5, 80)
-    counts, statistic = macro_f1(gold, predicted)
-    pairs = np.unique(gold * 5 + predicted)
-    rows = rng.integers(0, 80, 80)
-    drawn = np.array([(gold[rows] * 5 + predicted[rows] == pair).sum() for pair in pairs], dtype=float)
-    assert drawn.sum() == counts.sum()
-    assert statistic(drawn[None, :])[0] == pytest.approx(f1_score(gold[rows], predicted[rows], average="macro"))
 
 
 def test_unseen_labels_are_wrong_counted_and_out_of_the_loss() -> None:

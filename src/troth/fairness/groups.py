@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from troth.errors import DataError
-from troth.intervals import Interval, clopper_pearson
+from troth.intervals import Interval, clopper_pearson, share_interval
 from troth.results import Group, Json, Measurement
 from troth.seeds import PublicSeeds
 
@@ -81,9 +81,10 @@ def accuracy_by_group(
     """Return ``<prefix>.accuracy_gap`` with its `groups`, and ``<prefix>.accuracy_gap.p_value``.
 
     The gap is the largest minus the smallest accuracy over groups, in [0, 1]; 0 means that all are served alike, lower
-    is better. Its interval is the simultaneous one of `_gap_interval`; a group's own is Clopper-Pearson, or from the
-    same replicates where `correct` holds fractions (tagging). The p value is the chance of a gap at least this large
-    were group labels exchangeable: 2,000 permutations, (b + 1) / (2,000 + 1); its interval is the Monte Carlo error.
+    is better. Its interval is the simultaneous one of `_gap_interval`; a group's own is Clopper-Pearson, or that of
+    `troth.intervals.share_interval` where `correct` holds fractions (tagging). The p value is the chance of a gap at
+    least this large were group labels exchangeable: 2,000 permutations, (b + 1) / (2,000 + 1); its interval is the
+    Monte Carlo error.
 
     A gap is set by its extreme groups, and small groups are extreme by chance. Small groups are kept and listed, never
     dropped: while any group has fewer than `minimum_group_size` rows, `supported` is False for both measurements, and
@@ -108,7 +109,8 @@ def accuracy_by_group(
     grouped = _grouped(correct, groups)
     chance = _chance_gaps(grouped, seeds.generator("fairness", "accuracy by group", "permutations"))
     replicates = _replicates(grouped, seeds.generator("fairness", "accuracy by group", "replicates"))
-    found = _gap(grouped, replicates, chance, confidence), _p_value(grouped, chance, confidence)
+    own = _group_intervals(grouped, seeds.generator("fairness", "accuracy by group", "groups"), confidence)
+    found = _gap(grouped, replicates, chance, own, confidence), _p_value(grouped, chance, confidence)
     shared = _protocol(grouped, minimum_group_size)
     supported = bool((grouped.sizes >= minimum_group_size).all())
     return tuple(
@@ -123,8 +125,10 @@ def accuracy_by_group(
     )
 
 
-def _gap(grouped: _Grouped, replicates: _Replicates, chance: Floats, confidence: float) -> Measurement:
-    """Return the gap with its interval and its groups."""
+def _gap(
+    grouped: _Grouped, replicates: _Replicates, chance: Floats, own: Mapping[str, Interval], confidence: float
+) -> Measurement:
+    """Return the gap with its interval and its groups, each with its own."""
     interval = _gap_interval(grouped.means, replicates, confidence)
     return Measurement(
         "accuracy_gap",
@@ -137,12 +141,15 @@ def _gap(grouped: _Grouped, replicates: _Replicates, chance: Floats, confidence:
         "fraction",
         direction="lower",
         neutral=0.0,
-        groups=_group_intervals(grouped, replicates.deviations, confidence),
+        groups={
+            name: Group(mean, own[name].low, own[name].high, size)
+            for name, mean, size in zip(grouped.names, grouped.means.tolist(), grouped.sizes.tolist(), strict=True)
+        },
         protocol={
             "resampled": "rows within groups",
             "replicates": _REPLICATES,
             "gap_expected_from_equal_groups": float(chance.mean()),
-            "group_interval_method": "clopper-pearson" if grouped.binary else "bootstrap-percentile",
+            "group_interval_method": ", ".join(sorted({interval.method for interval in own.values()})),
         },
     )
 
@@ -274,20 +281,15 @@ def _chance_gaps(grouped: _Grouped, rng: np.random.Generator) -> Floats:
     return out
 
 
-def _group_intervals(grouped: _Grouped, deviations: Floats, confidence: float) -> Mapping[str, Group]:
-    """Return each group's accuracy, interval and number of rows, the small ones too."""
-    tail = (1 - confidence) / 2
-    ends = np.quantile(deviations, [tail, 1 - tail], axis=0)
-    out: dict[str, Group] = {}
-    for g, (name, mean, size) in enumerate(
-        zip(grouped.names, grouped.means.tolist(), grouped.sizes.tolist(), strict=True)
-    ):
+def _group_intervals(grouped: _Grouped, rng: np.random.Generator, confidence: float) -> Mapping[str, Interval]:
+    """Return the interval of each group's accuracy, the small ones too."""
+    out: dict[str, Interval] = {}
+    for name, counts in zip(grouped.names, grouped.counts, strict=True):
         if grouped.binary:
-            exact = clopper_pearson(int(grouped.counts[g, 1]), size, confidence)
-            out[name] = Group(mean, exact.low, exact.high, size)
+            out[name] = clopper_pearson(int(counts[1]), int(counts.sum()), confidence)
         else:
-            low, high = np.clip(mean + ends[:, g], 0, 1).tolist()
-            out[name] = Group(mean, low, high, size)
+            right = np.repeat(grouped.values, counts)
+            out[name] = share_interval(right, np.ones(len(right)), rng, confidence=confidence)
     return out
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from troth.results import Measurement
     from troth.seeds import PublicSeeds
 
-__all__ = ["Classification", "macro_f1"]
+__all__ = ["Classification"]
 
 _UNSEEN = -1
 
@@ -75,13 +75,12 @@ class Classification(Task):
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool
     ) -> tuple[Measurement, ...]:
-        """Return ``accuracy`` (exact interval), ``macro_f1`` and ``loss`` (rows resampled)."""
+        """Return ``accuracy`` (exact interval), ``macro_f1`` and ``loss`` (rows reweighted)."""
         gold = self._codes(table)
         measures = Measures(prefix, seeds, outside_guarantee, {"unseen_labels": int(np.sum(gold == _UNSEEN))})
-        counts, statistic = macro_f1(self._codes_with_unseen(table), scores.detail["prediction"])
         return (
             measures.proportion("accuracy", scores.correct),
-            measures.of_counts("macro_f1", counts, statistic, averaged_over="labels that are gold or predicted"),
+            measures.macro_f1(self._codes_with_unseen(table), scores.detail["prediction"]),
             measures.loss(scores.losses, gold != _UNSEEN),
         )
 
@@ -95,38 +94,3 @@ class Classification(Task):
         unseen = sorted(set(gold) - set(self.labels))
         codes = {label: code for code, label in enumerate((*self.labels, *unseen))}
         return np.array([codes[label] for label in gold], dtype=np.int64)
-
-
-class _MacroF1:
-    """Macro-F1 as a function of the counts of (gold, predicted) pairs."""
-
-    def __init__(self, gold: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> None:
-        pairs = len(gold)
-        self._gold = np.zeros((pairs, classes))
-        self._gold[np.arange(pairs), gold] = 1
-        self._predicted = np.zeros((pairs, classes))
-        self._predicted[np.arange(pairs), predicted] = 1
-
-    def __call__(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return [replicates] for counts [replicates, pairs]."""
-        either = counts @ (self._gold + self._predicted)  # 2 TP + FP + FN of each class
-        hits = counts @ (self._gold * self._predicted)
-        f1 = np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0)
-        present = np.sum(either > 0, axis=1)
-        out: NDArray[np.float64] = f1.sum(axis=1) / np.maximum(present, 1)
-        return out
-
-
-def macro_f1(gold: NDArray[np.int64], predicted: NDArray[np.int64]) -> tuple[NDArray[np.int64], _MacroF1]:
-    """Return the counts of (gold, predicted) pairs that occur and macro-F1 as a function of such counts.
-
-    The mean, over the classes that occur as gold or predicted, of 2 TP / (2 TP + FP + FN): scikit-learn's
-    ``f1_score(average="macro")``. In a resample, classes that do not occur are left out in the same way.
-
-    Args:
-        gold: [rows] class numbers from 0.
-        predicted: [rows] class numbers from 0.
-    """
-    classes = int(max(gold.max(), predicted.max())) + 1
-    pairs, counts = np.unique(gold * classes + predicted, return_counts=True)
-    return counts, _MacroF1(pairs // classes, pairs % classes, classes)

@@ -71,16 +71,15 @@ class LanguageModeling(Task):
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool
     ) -> tuple[Measurement, ...]:
-        """Return ``perplexity``, ``token_accuracy`` and ``loss``, rows (texts) resampled."""
+        """Return ``perplexity``, ``token_accuracy`` and ``loss``, rows (texts) reweighted."""
         detail = scores.detail
         tokens = int(detail["tokens"].sum())
         protocol: dict[str, Json] = {"predicts": self.predicts, "tokens": tokens, "max_length": self.max_length}
         measures = Measures(prefix, seeds, outside_guarantee, protocol)
-        nats = np.stack([detail["nats"], detail["tokens"]], axis=1)
-        right = np.stack([detail["right"], detail["tokens"]], axis=1)
+        nats, definition = detail["nats"], {"definition": self.definition}
         return (
-            measures.of_sums("perplexity", nats, _perplexity, unit="ratio", definition=self.definition),
-            measures.of_sums("token_accuracy", right, _ratio),
+            measures.ratio("perplexity", nats, detail["tokens"], definition, unit="ratio", scale=_exponential),
+            measures.share("token_accuracy", detail["right"], detail["tokens"], {}),
             measures.loss(scores.losses, detail["tokens"] > 0),
         )
 
@@ -196,13 +195,6 @@ def _joined(before: tuple[int, ...], tokens: Ids, after: tuple[int, ...], room: 
     return [*before, *whole[:room]], len(whole) > room
 
 
-def _perplexity(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def _exponential(nats: float) -> float:
     with np.errstate(over="ignore"):
-        out: NDArray[np.float64] = np.exp(_ratio(sums))
-    return out
-
-
-def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    out = np.full(len(sums), np.nan)
-    np.divide(sums[:, 0], sums[:, 1], out=out, where=sums[:, 1] > 0)
-    return out
+        return float(np.exp(nats))

@@ -102,11 +102,11 @@ class QuestionAnswering(Task):
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool
     ) -> tuple[Measurement, ...]:
-        """Return ``exact_match`` (exact interval), ``f1`` and ``loss`` (rows, that is questions, resampled)."""
+        """Return ``exact_match`` (exact interval), ``f1`` and ``loss`` (rows, that is questions, reweighted)."""
         measures = Measures(prefix, seeds, outside_guarantee, {"max_length": self.max_length})
         return (
             measures.proportion("exact_match", scores.correct, definition="SQuAD 1.1"),
-            measures.mean("f1", scores.detail["f1"], definition="SQuAD 1.1"),
+            measures.mean_share("f1", scores.detail["f1"], definition="SQuAD 1.1"),
             measures.loss(scores.losses, np.ones(len(scores), dtype=bool), window="the one that holds the answer"),
         )
 

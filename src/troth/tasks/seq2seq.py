@@ -79,11 +79,11 @@ class Seq2Seq(Task):
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool
     ) -> tuple[Measurement, ...]:
-        """Return ``rouge_l``, ``exact_match`` (exact interval) and ``loss``, rows resampled."""
+        """Return ``rouge_l``, ``exact_match`` (exact interval) and ``loss``, rows reweighted."""
         protocol = {"decoding": f"greedy, at most {self.max_length} tokens"}
         measures = Measures(prefix, seeds, outside_guarantee, protocol)
         return (
-            measures.mean("rouge_l", scores.detail["rouge_l"], definition="ROUGE-L F1 without stemming"),
+            measures.mean_share("rouge_l", scores.detail["rouge_l"], definition="ROUGE-L F1 without stemming"),
             measures.proportion("exact_match", scores.correct, definition="equal but for white space"),
             measures.loss(scores.losses, np.ones(len(scores), dtype=bool)),
         )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from troth.data import Table
-    from troth.results import Measurement
+    from troth.results import Json, Measurement
     from troth.seeds import PublicSeeds
 
 __all__ = ["Tagging", "Words"]
@@ -80,18 +80,19 @@ class Tagging(Task):
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool
     ) -> tuple[Measurement, ...]:
-        """Return ``span_f1``, ``token_accuracy`` and ``loss``, rows (sentences) resampled."""
+        """Return ``span_f1`` (0 without any span), ``token_accuracy`` and ``loss``, rows (sentences) reweighted."""
         known = set(self.labels)
         unseen = sum(tag not in known for tags in table.column("tags") for tag in tags)
         detail = scores.detail
         measures = Measures(
             prefix, seeds, outside_guarantee, {"unseen_labels": unseen, "words_cut": int(detail["words_cut"].sum())}
         )
-        found = np.stack([detail["true_positives"], detail["predicted"], detail["gold"]], axis=1)
-        right = np.stack([detail["right"], detail["words"]], axis=1)
+        found, spans_of_both = 2 * detail["true_positives"], detail["predicted"] + detail["gold"]
+        definition: dict[str, Json] = {"definition": "seqeval default mode, micro average"}
+        words: dict[str, Json] = {"words": int(detail["words"].sum())}
         return (
-            measures.of_sums("span_f1", found, _span_f1, definition="seqeval default mode, micro average"),
-            measures.of_sums("token_accuracy", right, _share, words=int(detail["words"].sum())),
+            measures.share("span_f1", found, spans_of_both, definition, of_nothing=0.0),
+            measures.share("token_accuracy", detail["right"], detail["words"], words),
             measures.loss(scores.losses, detail["labelled"] > 0),
         )
 
@@ -175,18 +176,3 @@ class Tagging(Task):
         losses[detail["labelled"] == 0] = np.nan
         correct = detail["right"] / np.maximum(detail["words"], 1)
         return Scores(losses, correct, None, {**detail, "prediction": predictions})
-
-
-def _span_f1(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return micro F1 of sums [replicates, 3] of true positives, predicted and gold spans; 0 where there is no span."""
-    both = sums[:, 1] + sums[:, 2]
-    out = np.zeros(len(sums))
-    np.divide(2 * sums[:, 0], both, out=out, where=both > 0)
-    return out
-
-
-def _share(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return right / all of sums [replicates, 2]."""
-    out = np.zeros(len(sums))
-    np.divide(sums[:, 0], sums[:, 1], out=out, where=sums[:, 1] > 0)
-    return out
