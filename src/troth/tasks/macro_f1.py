@@ -57,7 +57,8 @@ class Confusion:
     def sums(self, weights: NDArray[np.generic]) -> tuple[Floats, Floats]:
         """Return [replicates, labels] 2 TP + FP + FN, and TP, for weights [replicates, pairs] of the pairs."""
         gold, predicted, hits = self._of_labels
-        return np.asarray(weights @ gold + weights @ predicted), np.asarray(weights @ hits)
+        by_pair = weights.T.astype(np.float64, copy=False)
+        return np.asarray((gold.T @ by_pair + predicted.T @ by_pair).T), np.asarray((hits.T @ by_pair).T)
 
     @cached_property
     def sizes(self) -> Floats:
