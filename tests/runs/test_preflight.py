@@ -54,11 +54,20 @@ def test_a_file_is_refused_by_what_it_says(sections: dict, expected: str) -> Non
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_good_file_passes() -> None:
-    gate = rules("privacy.epsilon <= 8", "attack.membership.loss.auc.high <= 0.6", "test.accuracy.low >= 0.5")
-    check_file(config(attack={}, fairness={}, gate=gate, grid={"seeds": [1, 2]}), "run")
-    check_file(config(data={"builtin": {}}, attack={"nonmembers": "validation"}, fairness={}), "run")
-    check_file(config(attack={"nonmembers": "others.jsonl"}, data={"train": "t.jsonl"}), "run")
+GOOD_GATE = rules("privacy.epsilon <= 8", "attack.membership.loss.auc.high <= 0.6", "test.accuracy.low >= 0.5")
+GOOD = {
+    "everything": {"attack": {}, "fairness": {}, "gate": GOOD_GATE, "grid": {"seeds": [1, 2]}},
+    "built in": {"data": {"builtin": {}}, "attack": {"nonmembers": "validation"}, "fairness": {}},
+    "non-members of their own": {"attack": {"nonmembers": "others.jsonl"}, "data": {"train": "t.jsonl"}},
+}
+
+
+@pytest.mark.parametrize("sections", GOOD.values(), ids=GOOD.keys())
+def test_a_good_file_passes(sections: dict) -> None:
+    try:
+        check_file(config(**sections), "run")
+    except ConfigError as error:
+        pytest.fail(str(error))
 
 
 def test_each_verb_is_held_to_its_own() -> None:

@@ -26,7 +26,7 @@ __all__ = ["plan", "plan_of"]
 
 _POINTS = 20
 _STRETCHES = 9  # of equal length, whose paces are compared
-_ROUNDS = 2  # timed at first; more where they are short
+_ROUNDS = 3  # timed at least; more where they are short
 _SECONDS = 6.0
 
 
