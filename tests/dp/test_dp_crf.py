@@ -11,7 +11,7 @@ from dp_oracle import Case, assert_exact, clipped_sum, plan_for, private_step
 from test_dp_units import assert_same, engine_sum, unit_gradients
 from torch import Tensor, nn
 
-import troth.dp.crf
+import troth.dp.spread
 from troth.data import Units
 from troth.dp import PrivateEngine, inspect
 from troth.dp.batches import Group
@@ -138,7 +138,7 @@ def test_transitions_as_if_rows_shared_one_gradient_are_refused(monkeypatch: pyt
     def shared(name: str, parameter: nn.Parameter, grads: Tensor) -> VectorUse:
         return VectorUse(name, parameter, grads.mean(0).expand_as(grads))
 
-    monkeypatch.setattr(troth.dp.crf, "VectorUse", shared)
+    monkeypatch.setattr(troth.dp.spread, "VectorUse", shared)
     with pytest.raises(UnsupportedModuleError, match="crf: the loss of one example has a gradient in the rows of"):
         private_step(tagger_case().double())
 

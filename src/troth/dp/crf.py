@@ -8,39 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch import nn
 
-from troth.dp.tape import Rule, Site, Tape, VectorUse, call
+from troth.dp.spread import spread
+from troth.dp.tape import Rule, Tape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["CRF"]
-
-
-class _Context(FunctionCtx):
-    site: Site
-    attribute: str
-    dims: int
-
-
-class _HandedOut(torch.autograd.Function):
-    """A parameter, once for each example: [batch, *shape]; its gradient is written out by example."""
-
-    @staticmethod
-    def forward(ctx: _Context, parameter: Tensor, batch: int, attribute: str, site: Site) -> Tensor:
-        ctx.site, ctx.attribute, ctx.dims = site, attribute, parameter.dim()
-        return parameter.expand(batch, *parameter.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _Context, g: Tensor) -> tuple[None, None, None, None]:
-        site = ctx.site
-        rows = site.tape.rows(site, g, ctx.dims)
-        site.tape.write(VectorUse(site.name, site.trained[ctx.attribute], rows.sum(1)))
-        return None, None, None, None
 
 
 def _potentials(tape: Tape) -> Callable[..., object]:
@@ -49,13 +25,8 @@ def _potentials(tape: Tape) -> Callable[..., object]:
         site = tape.site(module)
         if site is None:
             return original(module, batch)
-        handed = {name: call(_HandedOut, parameter, batch, name, site) for name, parameter in site.trained.items()}
-        vars(module).update(handed)  # an attribute of the instance comes before its parameter of that name
-        try:
+        with spread(site, lambda parameter: (batch,)):
             return original(module, batch)
-        finally:
-            for name in handed:
-                del vars(module)[name]
 
     return potentials
 

@@ -371,13 +371,12 @@ class PrivateEngine:
         """Fill a fresh buffer with the step's noise: once per step, before anything is added to it."""
         if not self._fresh:
             return
-        flat, secure = self._gradient.flat, self.plan.secure_noise
-        draws = self.plan.noise_draws
-        write_noise(flat, self._clipper.noise_std, self.randomness, secure=secure, draws=draws)
+        plan, flat = self.plan, self._gradient.flat
+        write_noise(flat, self._clipper.noise_std, self.randomness, secure=plan.secure_noise, draws=plan.noise_draws)
         self._fresh = False
         self.counters.noise_draws += 1
         if self._observer.noise is not None:
-            self._observer.noise(self._gradient.flat)
+            self._observer.noise(flat)
 
     def _round(self) -> None:
         """Round the noisy sum to the plan's grid: post-processing of what is about to be released."""

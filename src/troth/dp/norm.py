@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from troth.dp.spread import spread
 from troth.dp.tape import Rule, Site, Tape, VectorUse, call
 from troth.errors import UnsupportedModuleError
 
@@ -29,13 +30,7 @@ class _Context(FunctionCtx):
     needs_input_grad: tuple[bool, ...]
 
 
-class _SpreadContext(FunctionCtx):
-    site: Site
-    attribute: str
-    dims: int
-
-
-def _write(ctx: _Context | _SpreadContext, attribute: str, grads: Tensor) -> None:
+def _write(ctx: _Context, attribute: str, grads: Tensor) -> None:
     parameter = ctx.site.parameter(attribute)
     if parameter is not None:
         ctx.site.tape.write(VectorUse(ctx.site.name, parameter, grads))
@@ -90,21 +85,6 @@ class _Scale(torch.autograd.Function):
         return ((g * weight).to(normal.dtype) if ctx.needs_input_grad[0] else None), None, None
 
 
-class _Spread(torch.autograd.Function):
-    """A small parameter, once for each example: [batch, 1, ..., *shape]; its gradient is written out by example."""
-
-    @staticmethod
-    def forward(ctx: _SpreadContext, parameter: Tensor, shape: tuple[int, ...], attribute: str, site: Site) -> Tensor:
-        ctx.site, ctx.attribute, ctx.dims = site, attribute, parameter.dim()
-        return parameter.expand(shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: _SpreadContext, g: Tensor) -> tuple[None, None, None, None]:
-        _write(ctx, ctx.attribute, ctx.site.tape.rows(ctx.site, g, ctx.dims).sum(1))
-        return None, None, None, None
-
-
 def _layer_norm_forward(tape: Tape) -> Callable[..., Tensor]:
     def forward(module: nn.LayerNorm, input: Tensor) -> Tensor:
         site = tape.site(module)
@@ -141,25 +121,20 @@ def _own_forward(tape: Tape) -> Callable[..., Tensor]:
         site = tape.site(module)
         if site is None:
             return cast("Tensor", original(module, x))
-        spread = {name: _spread(parameter, x, name, site) for name, parameter in site.trained.items()}
-        vars(module).update(spread)  # an attribute of the instance comes before its parameter of that name
-        try:
+        with spread(site, lambda parameter: _leading(parameter, x, site)):
             return cast("Tensor", original(module, x))
-        finally:
-            for name in spread:
-                del vars(module)[name]
 
     return forward
 
 
-def _spread(parameter: nn.Parameter, x: Tensor, attribute: str, site: Site) -> Tensor:
+def _leading(parameter: nn.Parameter, x: Tensor, site: Site) -> tuple[int, ...]:
     middle = x.dim() - 1 - parameter.dim()
     if middle < 0:
         raise UnsupportedModuleError(
             f"{site.name} ({type(site.module).__name__}) works on a tensor of shape {list(x.shape)}, which has no "
             "dimension for the examples of a batch: keep the batch first, or freeze the module"
         )
-    return call(_Spread, parameter, (x.shape[0], *[1] * middle, *parameter.shape), attribute, site)
+    return (x.shape[0], *[1] * middle)
 
 
 LAYER_NORM = Rule("layer_norm", ("weight", "bias"), _layer_norm_forward)
