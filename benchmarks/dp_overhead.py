@@ -1,16 +1,16 @@
 """What private training costs beside plain training: the same model, rows and optimizer, with and without the engine.
 
 Run ``python benchmarks/dp_overhead.py``. It prints a table and writes ``results/dp_overhead.json`` and ``.md`` beside
-this file. Each repeat times one plain step and one private step, one after the other (interleaved), so that a slow
-spell of the machine falls on both; the ratio is taken within each repeat and its median and quartiles are shown. Times
-are CPU seconds of one thread. A reference matrix product is timed before and after each series; a series whose two
+this file. Each repeat times one plain step and one private step, their physical batches taking turns (interleaved), so
+that a slow spell of the machine falls on both; the ratio is taken within each repeat and its median and quartiles are
+shown. Times are CPU seconds of one thread; both kinds of step run with freed memory kept (`troth.host_memory`). A reference matrix product is timed before and after each series; a series whose two
 references differ by more than 20 % is run again, up to three times, and marked if it stays so.
 
 The model is transformers' RoBERTa classifier with random weights, in training mode (dropout 0.1), fused AdamW; the
 private step includes sampling, norms, clipping, noise and the plan's bookkeeping. Beside it stand
 
 - the one-example loop: gradients of one example at a time, clipped and added, timed on a few examples;
-- Opacus, hooks and ghost clipping, where ``--opacus PYTHON`` names the interpreter of an environment made from
+- for two settings Opacus, hooks and ghost clipping, three repeats each, where ``--opacus PYTHON`` names the interpreter of an environment made from
   ``benchmarks/requirements-opacus.txt``: its own plain step and private step, interleaved in the same way;
 - peak memory: of one process each that only makes plain, or only private steps: model, gradients, optimizer and
   activations, above what the imports take.
@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -68,6 +69,7 @@ WORKS = (
     Work(384, 4, 128, 32, 16),
     Work(384, 4, 256, 16, 8),
 )
+BESIDE_PEERS, PEER_REPEATS = (WORKS[0], WORKS[2]), 3
 
 
 def make_model(work: Work) -> nn.Module:
@@ -98,22 +100,27 @@ def losses(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(model(input_ids=ids).logits, labels, reduction="none")
 
 
-def plain_stepper(work: Work) -> Callable[[], None]:
+Step = Callable[[], Iterator[None]]
+"""Makes one step, stopping after each of its physical batches."""
+
+
+def plain_stepper(work: Work) -> Step:
     model = make_model(work)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     ids, labels = make_data(work)
 
-    def step() -> None:
+    def step() -> Iterator[None]:
         optimizer.zero_grad()
         for start in range(0, work.logical, work.physical):
             rows = slice(start, start + work.physical)
             (losses(model, ids[rows], labels[rows]).sum() / work.logical).backward()
+            yield
         optimizer.step()
 
     return step
 
 
-def private_stepper(work: Work) -> Callable[[], None]:
+def private_stepper(work: Work) -> Step:
     # Imported here: the environment of a peer runs this file too, and has no troth.
     from troth.accounting.plan import PrivacyPlan
     from troth.dp import PrivateEngine
@@ -126,10 +133,11 @@ def private_stepper(work: Work) -> Callable[[], None]:
     plan = PrivacyPlan(work.logical, work.logical, 1.0, 10_000, 1.0, 0.1, 1e-5)
     engine = PrivateEngine(model, optimizer, plan, PrivateRandomness())
 
-    def step() -> None:
+    def step() -> Iterator[None]:
         rows = torch.from_numpy(engine.sample())
         for part in rows.split(work.physical):
             engine.backward(losses(model, ids[part], labels[part]))
+            yield
         engine.step()
 
     return step
@@ -154,7 +162,7 @@ def loop_stepper(work: Work, examples: int) -> Callable[[], None]:
     return step
 
 
-def opacus_stepper(work: Work, mode: str) -> Callable[[], None]:
+def opacus_stepper(work: Work, mode: str) -> Step:
     """Opacus on the same model and rows; its loader is left aside, which only helps it."""
     from opacus import GradSampleModule
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -172,7 +180,7 @@ def opacus_stepper(work: Work, mode: str) -> Callable[[], None]:
         module = GradSampleModuleFastGradientClipping(model, max_grad_norm=0.1, use_ghost_clipping=True)
         optimizer = DPOptimizerFastGradientClipping(base, **kind)
 
-    def step() -> None:
+    def step() -> Iterator[None]:
         for place, rows in enumerate(parts):
             optimizer.signal_skip_step(do_skip=place < len(parts) - 1)
             loss = losses(module, ids[rows], labels[rows])
@@ -187,6 +195,7 @@ def opacus_stepper(work: Work, mode: str) -> Callable[[], None]:
                 module.enable_hooks()
             optimizer.step()
             optimizer.zero_grad()
+            yield
 
     return step
 
@@ -213,12 +222,23 @@ def limit(work: Work) -> float:
     return 1 + 2 * t * (7 * d + 9 * d) / (72 * d * d)
 
 
-def interleaved(plain: Callable[[], None], private: Callable[[], None], repeats: int) -> list[tuple[float, float]]:
-    plain(), private()  # warm-up, and the engine's checks of the first batch
-    return [(seconds(plain), seconds(private)) for _ in range(repeats)]
+def interleaved(plain: Step, private: Step, repeats: int) -> list[tuple[float, float]]:
+    def both() -> tuple[float, float]:
+        sides, spent, running = (plain(), private()), [0.0, 0.0], True
+        while running:
+            for place, side in enumerate(sides):
+                spent[place] += seconds(lambda side=side: next(side, None))  # type: ignore[misc]
+            running = any(side.gi_frame is not None for side in sides)  # type: ignore[attr-defined]
+        return spent[0], spent[1]
+
+    both()  # warm-up, and the engine's checks of the first batch
+    return [both() for _ in range(repeats)]
 
 
 def measure(work: Work, repeats: int, opacus: str | None) -> dict[str, object]:
+    from troth.host_memory import keep_freed_memory  # see `private_stepper`
+
+    keep_freed_memory()
     for _ in range(3):
         before = reference_gflops()
         pairs = interleaved(plain_stepper(work), private_stepper(work), repeats)
@@ -246,8 +266,8 @@ def measure(work: Work, repeats: int, opacus: str | None) -> dict[str, object]:
         "reference_gflops": [before, after],
         "steady": steady,
     }
-    if opacus:
-        row["opacus"] = {mode: peer(opacus, work, mode, repeats) for mode in ("hooks", "ghost")}
+    if opacus and work in BESIDE_PEERS:
+        row["opacus"] = {mode: peer(opacus, work, mode, PEER_REPEATS) for mode in ("hooks", "ghost")}
     return row
 
 
@@ -261,7 +281,8 @@ def memory(work: Work, mode: str) -> float:
 def peer(python: str, work: Work, mode: str, repeats: int) -> float:
     """Return the peer's median ratio of private to plain steps, measured in its own environment."""
     command = [python, __file__, "--one", json.dumps(asdict(work)), "--mode", mode, "--repeats", str(repeats)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    kept = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**25)}  # as in `measure`
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **kept})
     return float(done.stdout.splitlines()[-1])
 
 
@@ -271,12 +292,15 @@ def one(work: Work, mode: str, repeats: int) -> float:
         pairs = interleaved(plain_stepper(work), opacus_stepper(work, mode), repeats)
         return statistics.median(b / a for a, b in pairs)
     import troth.dp  # noqa: F401  what is imported is no part of the steps' memory
+    from troth.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     start = _status("VmRSS")
     step = plain_stepper(work) if mode == "plain" else private_stepper(work)
     for _ in range(3):
-        step()
+        for _ in step():
+            pass
     return _status("VmHWM") - start
 
 

@@ -34,6 +34,7 @@ from troth.dp.self_check import Call, check_engine, check_losses, refuse_unmoved
 from troth.dp.tape import Site, Tape, Use
 from troth.dp.workspace import Workspace
 from troth.errors import EngineStateError, SelfCheckError, UnsupportedModuleError
+from troth.host_memory import keep_freed_memory
 from troth.results import Privacy
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class PrivateEngine:
             PrivacyError: optimizer and model do not hold the same trainable parameters, or the plan is not for this
                 number of units.
         """
+        keep_freed_memory()
         refuse_unsupported(model)
         parameters = trainable(model)
         refuse_mismatch(parameters, optimizer)

@@ -135,7 +135,7 @@ class SecureWriter:
             index, wide = self._index[: len(out)], self._wide[: len(out)]
             stream.fill(index.view(np.uint8))
             np.copyto(wide, index)
-            np.take(self._mixture.centres, wide, out=out, mode="clip")
+            out[:] = self._mixture.centres[wide]
 
     def _remainder(self, stream: Keystream, count: int) -> np.ndarray:
         """Return `count` draws of the remainder [count], float64."""

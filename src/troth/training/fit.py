@@ -14,6 +14,7 @@ from troth import __version__
 from troth.accounting import PrivacyPlan, Reservation
 from troth.errors import DataError, PrivacyError, ResumeError, RunError
 from troth.files import failing_in_one_line, locked, remove_unfinished
+from troth.host_memory import keep_freed_memory
 from troth.results import Json
 from troth.training.batch_size import activation_bytes, physical_batch_size
 from troth.training.checkpoints import Checkpoint, checkpoint_steps, latest_checkpoint, remove_checkpoints
@@ -68,6 +69,7 @@ def fit(
         KeyboardInterrupt: Ctrl-C; the last finished step is in a checkpoint.
     """
     _check(inputs, plan, reservation, resume)
+    keep_freed_memory()
     nn.Module.to(inputs.model, inputs.device)
     folder = inputs.folder / "checkpoints"
     with locked(folder), as_found(inputs):
