@@ -3,15 +3,17 @@
 Run ``python benchmarks/dp_overhead.py``. It prints a table and writes ``results/dp_overhead.json`` and ``.md`` beside
 this file. Each repeat times one plain step and one private step, their physical batches taking turns (interleaved), so
 that a slow spell of the machine falls on both; the ratio is taken within each repeat and its median and quartiles are
-shown. Times are CPU seconds of one thread; both kinds of step run with freed memory kept (`troth.host_memory`). A reference matrix product is timed before and after each series; a series whose two
-references differ by more than 20 % is run again, up to three times, and marked if it stays so.
+shown. Times are CPU seconds of one thread; all steps run with freed memory kept (`troth.host_memory`). A reference
+matrix product is timed before and after each series; a series whose two references differ by more than 20 % is run
+again, up to three times, and marked if it stays so.
 
 The model is transformers' RoBERTa classifier with random weights, in training mode (dropout 0.1), fused AdamW; the
 private step includes sampling, norms, clipping, noise and the plan's bookkeeping. Beside it stand
 
 - the one-example loop: gradients of one example at a time, clipped and added, timed on a few examples;
-- for two settings Opacus, hooks and ghost clipping, three repeats each, where ``--opacus PYTHON`` names the interpreter of an environment made from
-  ``benchmarks/requirements-opacus.txt``: its own plain step and private step, interleaved in the same way;
+- for two settings Opacus, hooks and ghost clipping, three repeats each, where ``--opacus PYTHON`` names the
+  interpreter of an environment made from ``benchmarks/requirements-opacus.txt``: its own plain step and private step,
+  interleaved in the same way;
 - peak memory: of one process each that only makes plain, or only private steps: model, gradients, optimizer and
   activations, above what the imports take.
 """

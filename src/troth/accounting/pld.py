@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from troth.accounting.cache import remembered
 from troth.accounting.mechanism import Mechanism, best_renyi_epsilon
 from troth.results import Json
@@ -14,7 +16,7 @@ from troth.results import Json
 if TYPE_CHECKING:
     from dp_accounting.pld import privacy_loss_distribution
 
-__all__ = ["composed_epsilon", "discretization", "remembered_epsilon", "steps_curve"]
+__all__ = ["composed_epsilon", "discretization", "privacy_profile", "remembered_epsilon", "steps_curve"]
 
 Parts = tuple[tuple[Mechanism, int], ...]
 _INTERVAL = 1e-4  # the width, in nats of privacy loss, at which dp-accounting rounds losses up
@@ -45,13 +47,35 @@ def discretization(parts: Sequence[tuple[Mechanism, int]], delta: float) -> floa
     return _INTERVAL * max(rough / 20.0, min(1.0, max(rough, 0.01)))
 
 
-def epsilon_at_width(parts: Sequence[tuple[Mechanism, int]], delta: float, width: float) -> float:
-    """Return the pessimistic epsilon at `delta` of parts composed, with losses rounded up to multiples of `width`."""
+def _compose(
+    parts: Sequence[tuple[Mechanism, int]], width: float
+) -> privacy_loss_distribution.PrivacyLossDistribution | None:
     composed = None
     for mechanism, steps in parts:
         part = _one_step(mechanism, width).self_compose(steps)
         composed = part if composed is None else composed.compose(part)
+    return composed
+
+
+def epsilon_at_width(parts: Sequence[tuple[Mechanism, int]], delta: float, width: float) -> float:
+    """Return the pessimistic epsilon at `delta` of parts composed, with losses rounded up to multiples of `width`."""
+    composed = _compose(parts, width)
     return 0.0 if composed is None else float(composed.get_epsilon_for_delta(delta))
+
+
+def privacy_profile(parts: Sequence[tuple[Mechanism, int]], epsilons: np.ndarray, delta: float = 1e-5) -> np.ndarray:
+    """Return delta at each epsilon [epsilons] of parts composed: the whole trade-off curve, pessimistic like epsilon.
+
+    Args:
+        parts: (mechanism, steps), each mechanism with noise.
+        epsilons: in nats.
+        delta: at which losses are to be sharp, see `discretization`.
+    """
+    same = merged(parts)
+    composed = _compose(same, discretization(same, delta))
+    if composed is None:
+        return np.zeros(len(epsilons))
+    return np.asarray(composed.get_delta_for_epsilon(list(epsilons)), dtype=np.float64)
 
 
 @lru_cache(maxsize=4)

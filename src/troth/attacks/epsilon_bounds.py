@@ -1,0 +1,271 @@
+"""Lower bounds on epsilon from how often an attack guessed right: counts in, numbers out.
+
+Each rule assumes something, and holds only where that is so:
+
+- `clopper_pearson_bounds`: the members' and the non-members' guesses are independent trials, as over models trained
+  anew; canaries of one model are not.
+- `one_run_bound`: canaries of one run, each included by a fair coin of its own; any (epsilon, delta) mechanism.
+- `f_dp_one_run_bound`: the same, and the mechanism's trade-off curve belongs to the given family, ordered by its
+  noise multiplier. A Gaussian curve says nothing about another mechanism.
+- `joint_beta_interval`: a Bayesian credible interval of independent trials; it accuses nobody.
+
+A bound is as good as its number of guesses was fixed before looking: see `troth.attacks.audit`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import optimize, special
+
+from troth.accounting import Mechanism, composed_epsilon, privacy_profile
+
+__all__ = [
+    "Curve",
+    "clopper_pearson_bounds",
+    "dp_sgd_curve",
+    "f_dp_one_run_bound",
+    "f_dp_rejects",
+    "gaussian_curve",
+    "joint_beta_interval",
+    "one_run_bound",
+    "one_run_p_value",
+]
+
+_MOST = 60.0  # nats; no count of guesses within reach proves more
+_LEAST_NOISE, _MOST_NOISE = 0.02, 1e4  # noise multipliers among which a curve is looked for
+_PROFILE = np.concatenate([[0.0], np.geomspace(1e-2, 60.0, 120)])  # where a profile is read, in nats
+
+
+def clopper_pearson_bounds(
+    true_positives: np.ndarray,
+    members: int,
+    false_positives: np.ndarray,
+    nonmembers: int,
+    *,
+    delta: float,
+    significance: float,
+) -> np.ndarray:
+    """Return epsilon >= ln((TPR_low - delta) / FPR_high), at least 0, with `significance` / 2 for each rate.
+
+    The usual bound of independent trials (Jagielski et al., arXiv 2006.07709, section 4.1). Both directions of the
+    definition are used with the one event 'called a member': the other is (1 - FPR_high - delta) / (1 - TPR_low) with
+    the roles of the rates exchanged, whose two one-sided limits are the same pair. Each bound holds by itself: the
+    largest of several does not.
+
+    Args:
+        true_positives: members called members [thresholds].
+        members: how many there are.
+        false_positives: non-members called members [thresholds].
+        nonmembers: how many there are.
+        delta: of the claim, in [0, 1).
+        significance: chance of a bound above the truth, in (0, 1).
+    """
+    hits, alarms = np.asarray(true_positives, dtype=float), np.asarray(false_positives, dtype=float)
+    tail = significance / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        hit = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), members - hits + 1, tail), 0.0)
+        quiet = np.maximum(nonmembers - alarms, 1)
+        alarm = np.where(alarms < nonmembers, special.betaincinv(alarms + 1, quiet, 1 - tail), 1.0)
+        ways = np.stack([(hit - delta) / alarm, (1 - alarm - delta) / (1 - hit)])
+        return np.asarray(np.log(np.maximum(np.nan_to_num(ways, nan=0.0), 1.0)).max(0))
+
+
+def one_run_p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
+    """Return the largest chance of so many correct guesses that an (epsilon, delta) mechanism allows.
+
+    Steinke, Nasr and Jagielski, arXiv 2305.08846, theorem 5.2: P[Bin(r, q) >= v] + 2 m delta max_i (P[Bin >= v - i] -
+    P[Bin >= v]) / i, with q = e^epsilon / (1 + e^epsilon), r guesses of which v are correct, and m canaries.
+    """
+    q = float(special.expit(epsilon))
+    if delta == 0 or correct == 0:
+        return float(special.bdtrc(correct - 1.0, guesses, q)) if correct else 1.0
+    above = special.bdtrc(np.arange(correct, -1, -1) - 1.0, guesses, q)  # P[Bin >= v], P[Bin >= v - 1], ..., P[>= 0]
+    above = np.where(np.arange(correct, -1, -1) == 0, 1.0, above)
+    steps = np.arange(1, correct + 1)
+    worst = float(np.max((above[1:] - above[0]) / steps))
+    return min(1.0, float(above[0]) + 2 * canaries * delta * worst)
+
+
+@lru_cache(maxsize=65536)
+def one_run_bound(correct: int, guesses: int, canaries: int, *, delta: float, significance: float) -> float:
+    """Return the largest epsilon that so many correct guesses refute (Steinke et al., arXiv 2305.08846), at least 0.
+
+    Args:
+        correct: guesses that were right.
+        guesses: how many were made; fixed beforehand, the other canaries are abstained from.
+        canaries: all of them, each included with probability 1/2 on its own.
+        delta: of the claim, in [0, 1).
+        significance: chance of a bound above the truth, in (0, 1).
+    """
+
+    def excess(epsilon: float) -> float:
+        return one_run_p_value(correct, guesses, canaries, epsilon, delta) - significance
+
+    if guesses == 0 or excess(0.0) > 0:
+        return 0.0
+    if excess(_MOST) <= 0:
+        return _MOST
+    return float(optimize.brentq(excess, 0.0, _MOST, xtol=1e-9))
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What a mechanism of some noise multiplier allows.
+
+    Attributes:
+        least_wrong: from the chance r of an event where the guess is right, the least chance of it where it is wrong:
+            the inverse of the blow-up function 1 - f of the trade-off function f.
+        epsilon: from delta, the mechanism's epsilon.
+    """
+
+    least_wrong: Callable[[float], float]
+    epsilon: Callable[[float], float]
+
+
+@lru_cache(maxsize=4096)
+def gaussian_curve(noise_multiplier: float) -> Curve:
+    """Return the curve of one Gaussian mechanism: Φ(Φ⁻¹(r) - 1/σ) (Dong, Roth and Su, arXiv 1905.02383)."""
+    shift = 1 / noise_multiplier
+
+    def gap(epsilon: float, delta: float) -> float:
+        high = special.log_ndtr(-epsilon / shift + shift / 2)
+        low = epsilon + special.log_ndtr(-epsilon / shift - shift / 2)
+        return float(np.exp(high) - np.exp(low)) - delta
+
+    def epsilon(delta: float) -> float:
+        if gap(0.0, delta) <= 0:
+            return 0.0
+        most = shift * shift / 2 + shift * 40
+        return float(optimize.brentq(gap, 0.0, most, args=(delta,), xtol=1e-9))
+
+    return Curve(lambda r: float(special.ndtr(special.ndtri(r) - shift)), epsilon)
+
+
+def dp_sgd_curve(sampling_rate: float, steps: int) -> Callable[[float], Curve]:
+    """Return the family of DP-SGD's curves, indexed by noise multiplier, from the accountant's privacy profile.
+
+    An event of chance r has at least (r - δ(ε)) e^-ε under a neighbour, for every ε: the largest of these on a grid of
+    ε is a valid lower bound, hence the family is never stricter than the accountant's own.
+
+    Args:
+        sampling_rate: of Poisson sampling, in (0, 1].
+        steps: of the whole run.
+    """
+
+    @lru_cache(maxsize=256)
+    def family(noise_multiplier: float) -> Curve:
+        parts = [(Mechanism(sampling_rate, noise_multiplier), steps)]
+        profile = privacy_profile(parts, _PROFILE)
+        shrink = np.exp(-_PROFILE)
+        return Curve(
+            lambda r: max(0.0, float(np.max((r - profile) * shrink))), lambda delta: composed_epsilon(parts, delta)
+        )
+
+    return family
+
+
+def f_dp_rejects(correct: int, guesses: int, canaries: int, curve: Curve, significance: float) -> bool:
+    """Return whether so many correct guesses refute the curve (Mahloujifar et al., arXiv 2410.22235, algorithm 3).
+
+    The recursion goes down from the observed count: r_i is the chance of at least i right ones among the guesses with
+    the i-th guess right, h_i with it wrong; the curve ties h_{i-1} to r_i, and the counts tie their increments.
+    """
+    right = significance * correct / canaries
+    wrong = significance * (guesses - correct) / canaries
+    for i in range(correct - 1, -1, -1):
+        least = curve.least_wrong(min(right, 1.0))
+        if least > wrong:
+            right += i / (guesses - i) * (least - wrong)
+            wrong = least
+            if right + wrong > guesses / canaries:
+                return True
+    return right + wrong > guesses / canaries
+
+
+@lru_cache(maxsize=65536)
+def f_dp_one_run_bound(
+    correct: int,
+    guesses: int,
+    canaries: int,
+    *,
+    family: Callable[[float], Curve],
+    delta: float,
+    significance: float,
+    tolerance: float = 1e-3,
+) -> float:
+    """Return the largest epsilon of the family that so many correct guesses refute, at least 0.
+
+    Args:
+        correct: guesses that were right.
+        guesses: how many were made; fixed beforehand.
+        canaries: all of them, each included with probability 1/2 on its own.
+        family: from a noise multiplier to the mechanism's curve; more noise, less leakage.
+        delta: at which the curve is turned into an epsilon, in (0, 1).
+        significance: chance of a bound above the truth, in (0, 1).
+        tolerance: relative, of the noise multiplier; the refuted end is taken.
+    """
+
+    def rejected(noise: float) -> bool:
+        return f_dp_rejects(correct, guesses, canaries, family(noise), significance)
+
+    if guesses == 0 or not rejected(_MOST_NOISE):
+        return 0.0
+    refuted, kept = _MOST_NOISE, 1.0
+    while rejected(kept):
+        if kept < _LEAST_NOISE:
+            return family(kept).epsilon(delta)
+        refuted, kept = kept, kept / 2
+    if kept == 1.0:
+        refuted = 2.0
+        while not rejected(refuted):
+            refuted, kept = 2 * refuted, refuted
+    while refuted / kept > 1 + tolerance:
+        middle = math.sqrt(refuted * kept)
+        refuted, kept = (middle, kept) if rejected(middle) else (refuted, middle)
+    return family(refuted).epsilon(delta)
+
+
+def joint_beta_interval(
+    true_positives: int, members: int, false_positives: int, nonmembers: int, *, delta: float, confidence: float
+) -> tuple[float, float]:
+    """Return the equal-tailed credible interval of epsilon (Zanella-Béguelin et al., arXiv 2206.05199).
+
+    Both error rates have Jeffreys' prior Beta(1/2, 1/2). The posterior chance that epsilon is at most e is the mass of
+    the (e, delta) privacy region, which is integrated over one rate by quadrature and exactly over the other.
+
+    Args:
+        true_positives: members called members.
+        members: how many there are.
+        false_positives: non-members called members.
+        nonmembers: how many there are.
+        delta: of the region, in [0, 1).
+        confidence: posterior mass of the interval, in (0, 1).
+    """
+    missed = (members - true_positives + 0.5, true_positives + 0.5)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    # Nodes crowd at both ends, where a rate near 0 or 1 has its mass: u = sin²(π (x + 1) / 4).
+    angle = np.pi * (nodes + 1) / 4
+    chances, weights = np.sin(angle) ** 2, weights * np.sin(2 * angle) * np.pi / 4
+    alarms = special.betaincinv(false_positives + 0.5, nonmembers - false_positives + 0.5, chances)
+
+    def least(rate: np.ndarray, epsilon: float) -> np.ndarray:
+        both = np.maximum(1 - delta - math.exp(epsilon) * rate, math.exp(-epsilon) * (1 - delta - rate))
+        return np.maximum(both, 0.0)
+
+    def mass(epsilon: float) -> float:
+        low, high = least(alarms, epsilon), 1 - least(1 - alarms, epsilon)
+        inside = special.betainc(*missed, np.maximum(high, low)) - special.betainc(*missed, low)
+        return float(weights @ inside)
+
+    def quantile(chance: float) -> float:
+        if mass(0.0) >= chance:
+            return 0.0
+        return float(optimize.brentq(lambda e: mass(e) - chance, 0.0, _MOST, xtol=1e-6))
+
+    tail = (1 - confidence) / 2
+    return quantile(tail), quantile(1 - tail)
