@@ -4,6 +4,14 @@ from troth.attacks.audit import Claim, EpsilonBound, audit_one_run, audit_rates
 from troth.attacks.epsilon_bounds import dp_sgd_curve, gaussian_curve, joint_beta_interval
 from troth.attacks.membership import MembershipResult, loss_attack, measure_membership, overlapping_nonmembers
 from troth.attacks.roc import Auc, OperatingPoint, auc, roc_points, tpr_at_fpr
+from troth.attacks.scores import (
+    calibrated_scores,
+    confidence,
+    lira_scores,
+    modified_entropy_scores,
+    rmia_scores,
+    student_t_scores,
+)
 
 __all__ = [
     "Auc",
@@ -14,12 +22,18 @@ __all__ = [
     "auc",
     "audit_one_run",
     "audit_rates",
+    "calibrated_scores",
+    "confidence",
     "dp_sgd_curve",
     "gaussian_curve",
     "joint_beta_interval",
+    "lira_scores",
     "loss_attack",
     "measure_membership",
+    "modified_entropy_scores",
     "overlapping_nonmembers",
+    "rmia_scores",
     "roc_points",
+    "student_t_scores",
     "tpr_at_fpr",
 ]
