@@ -148,6 +148,19 @@ def test_rates_of_independent_trials_hold_at_preset_and_at_split_thresholds() ->
         assert above <= stats.binom.ppf(0.9999, 200, 0.05)
 
 
+def test_rates_with_the_mechanisms_curve_hold_and_prove_more() -> None:
+    rng = np.random.default_rng(10)
+    truth = gaussian_curve(1.0).epsilon(1e-5)
+    plain, curved = [], []
+    for _ in range(200):
+        scores, included = _gaussian(rng, 1000, 1.0)
+        for family, into in ((None, plain), (gaussian_curve, curved)):
+            found = audit_rates(scores[included], scores[~included], Claim(1e-5), family=family, thresholds=[0.5])
+            into.append(found.epsilon_lower_bound)
+    assert sum(b > truth for b in curved) <= stats.binom.ppf(0.9999, 200, 0.05)
+    assert np.mean(curved) > 2 * np.mean(plain) > 1
+
+
 def test_verdicts() -> None:
     rng = np.random.default_rng(8)
     included = rng.random(1000) < 0.5

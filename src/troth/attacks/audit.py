@@ -13,7 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from troth.attacks.epsilon_bounds import Curve, clopper_pearson_bounds, f_dp_one_run_bound, one_run_bound
+from troth.attacks.epsilon_bounds import (
+    Curve,
+    clopper_pearson_bounds,
+    curve_rates_bound,
+    f_dp_one_run_bound,
+    one_run_bound,
+)
 from troth.attacks.roc import scores_of
 from troth.errors import DataError
 from troth.results import Measurement
@@ -23,6 +29,7 @@ __all__ = ["GUESS_SHARES", "Claim", "EpsilonBound", "Verdict", "audit_one_run", 
 
 GUESS_SHARES = (0.05, 0.25, 1.0)  # of the canaries: few sure guesses where the leak is large, many where it is small
 _MINIMUM_CANARIES = 10
+_OF_FAMILY = "; the mechanism's trade-off curve is of the family given"
 
 Selection = Literal["bonferroni", "split"]
 Verdict = Literal["consistent", "violation", "underpowered"]
@@ -66,7 +73,7 @@ class EpsilonBound:
         largest_provable_epsilon: what a perfect attack would have proved with so many canaries; a low bound beside a
             low largest one says little.
         claim: what was tested; with at least its confidence the bound is not above the truth.
-        method: ``one-run``, ``f-dp-one-run`` or ``clopper-pearson``.
+        method: ``one-run``, ``f-dp-one-run``, ``clopper-pearson`` or ``f-dp-clopper-pearson``.
         selection: how the number of guesses, or the threshold, was chosen.
         guesses: canaries guessed about, by the choice that gave the bound.
         correct: guesses that were right.
@@ -196,8 +203,7 @@ def audit_one_run(
         counts[best],
         correct[best],
         len(values),
-        "each canary included by an independent fair coin"
-        + ("" if family is None else "; the mechanism's trade-off curve is of the family given"),
+        "each canary included by an independent fair coin" + ("" if family is None else _OF_FAMILY),
     )
 
 
@@ -206,6 +212,7 @@ def audit_rates(
     nonmember_scores: np.ndarray,
     claim: Claim,
     *,
+    family: Callable[[float], Curve] | None = None,
     thresholds: Sequence[float] | None = None,
     seeds: PublicSeeds | None = None,
 ) -> EpsilonBound:
@@ -215,6 +222,7 @@ def audit_rates(
         member_scores: [trials with the example], higher = more likely a member.
         nonmember_scores: [trials without it].
         claim: what is tested, with the bound's confidence.
+        family: the mechanism's trade-off curves, as in `audit_one_run`; proves more, by assuming more.
         thresholds: fixed before the scores were seen; several are corrected for (Bonferroni). None chooses one on half
             of the trials and tests it on the other half.
         seeds: public seed of the split; needed without thresholds.
@@ -229,8 +237,14 @@ def audit_rates(
         )
 
     def bounds(ins: np.ndarray, outs: np.ndarray, at: np.ndarray, chance: float) -> np.ndarray:
-        limits = {"delta": claim.delta, "significance": chance}
-        return clopper_pearson_bounds(_above(ins, at), len(ins), _above(outs, at), len(outs), **limits)
+        hits, alarms = _above(ins, at), _above(outs, at)
+        return clopper_pearson_bounds(hits, len(ins), alarms, len(outs), delta=claim.delta, significance=chance)
+
+    def proved(hits: int, alarms: int, chance: float) -> float:
+        of, limits = (len(members), len(nonmembers)), {"delta": claim.delta, "significance": chance}
+        if family is not None:
+            return curve_rates_bound(hits, of[0], alarms, of[1], family=family, **limits)
+        return float(clopper_pearson_bounds(np.array([hits]), of[0], np.array([alarms]), of[1], **limits)[0])
 
     chosen = None if thresholds is None else scores_of(thresholds, "thresholds")
     selection = "split" if chosen is None else "preset" if len(chosen) == 1 else "bonferroni"
@@ -239,21 +253,21 @@ def audit_rates(
         every = np.unique(np.concatenate([first_in, first_out]))
         chosen = every[[int(np.argmax(bounds(first_in, first_out, every, claim.significance)))]]
     each = claim.significance / len(chosen)
-    found = bounds(members, nonmembers, chosen, each)
+    counts = list(zip(_above(members, chosen).tolist(), _above(nonmembers, chosen).tolist(), strict=True))
+    found = [proved(hits, alarms, each) for hits, alarms in counts]
     best = int(np.argmax(found))
-    hits, alarms = int(_above(members, chosen)[best]), int(_above(nonmembers, chosen)[best])
-    sizes, limits = (len(members), len(nonmembers)), {"delta": claim.delta, "significance": each}
-    perfect = clopper_pearson_bounds(np.array([sizes[0]]), sizes[0], np.array([0]), sizes[1], **limits)
+    hits, alarms = counts[best]
     return EpsilonBound(
-        float(found[best]),
-        float(perfect[0]),
+        found[best],
+        proved(len(members), 0, each),
         claim,
-        "clopper-pearson",
+        "clopper-pearson" if family is None else "f-dp-clopper-pearson",
         selection,
         len(members) + len(nonmembers),
         hits + len(nonmembers) - alarms,
         len(members) + len(nonmembers),
-        "scores of independent trials, one model each; canaries of one model are not independent",
+        "scores of independent trials, one model each; canaries of one model are not independent"
+        + ("" if family is None else _OF_FAMILY),
     )
 
 

@@ -27,6 +27,7 @@ from troth.accounting import Mechanism, composed_epsilon, privacy_profile
 __all__ = [
     "Curve",
     "clopper_pearson_bounds",
+    "curve_rates_bound",
     "dp_sgd_curve",
     "f_dp_one_run_bound",
     "f_dp_rejects",
@@ -65,14 +66,41 @@ def clopper_pearson_bounds(
         delta: of the claim, in [0, 1).
         significance: chance of a bound above the truth, in (0, 1).
     """
-    hits, alarms = np.asarray(true_positives, dtype=float), np.asarray(false_positives, dtype=float)
-    tail = significance / 2
+    hit, alarm = _limits(true_positives, members, false_positives, nonmembers, significance)
     with np.errstate(divide="ignore", invalid="ignore"):
-        hit = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), members - hits + 1, tail), 0.0)
-        quiet = np.maximum(nonmembers - alarms, 1)
-        alarm = np.where(alarms < nonmembers, special.betaincinv(alarms + 1, quiet, 1 - tail), 1.0)
         ways = np.stack([(hit - delta) / alarm, (1 - alarm - delta) / (1 - hit)])
         return np.asarray(np.log(np.maximum(np.nan_to_num(ways, nan=0.0), 1.0)).max(0))
+
+
+def _limits(
+    true_positives: np.ndarray, members: int, false_positives: np.ndarray, nonmembers: int, significance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return TPR_low and FPR_high [thresholds], each at half of the significance."""
+    hits, alarms = np.asarray(true_positives, dtype=float), np.asarray(false_positives, dtype=float)
+    tail = significance / 2
+    hit = np.where(hits > 0, special.betaincinv(np.maximum(hits, 1), members - hits + 1, tail), 0.0)
+    quiet = np.maximum(nonmembers - alarms, 1)
+    return hit, np.where(alarms < nonmembers, special.betaincinv(alarms + 1, quiet, 1 - tail), 1.0)
+
+
+def curve_rates_bound(
+    true_positives: int,
+    members: int,
+    false_positives: int,
+    nonmembers: int,
+    *,
+    family: Callable[[float], Curve],
+    delta: float,
+    significance: float,
+) -> float:
+    """Return the largest epsilon of the family that the rates of independent trials refute, at least 0.
+
+    A curve is refuted where it ties TPR_low to a false-positive rate above FPR_high (Nasr et al., arXiv 2302.07956,
+    section 4.2, for the Gaussian curve). Arguments as in `clopper_pearson_bounds` and `f_dp_one_run_bound`.
+    """
+    limits = _limits(np.array([true_positives]), members, np.array([false_positives]), nonmembers, significance)
+    hit, alarm = (float(limit[0]) for limit in limits)
+    return _largest_refuted(lambda noise: family(noise).least_wrong(hit) > alarm, family, delta, 1e-3)
 
 
 def one_run_p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
@@ -213,7 +241,14 @@ def f_dp_one_run_bound(
     def rejected(noise: float) -> bool:
         return f_dp_rejects(correct, guesses, canaries, family(noise), significance)
 
-    if guesses == 0 or not rejected(_MOST_NOISE):
+    return _largest_refuted(rejected, family, delta, tolerance) if guesses else 0.0
+
+
+def _largest_refuted(
+    rejected: Callable[[float], bool], family: Callable[[float], Curve], delta: float, tolerance: float
+) -> float:
+    """Return epsilon at the smallest refuted noise multiplier; curves of more noise are refuted with it."""
+    if not rejected(_MOST_NOISE):
         return 0.0
     refuted, kept = _MOST_NOISE, 1.0
     while rejected(kept):
