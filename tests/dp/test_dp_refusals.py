@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from troth.dp import PrivateEngine
-from troth.errors import EngineStateError, PrivacyError, TrothError, UnsupportedModuleError
+from troth.errors import EngineStateError, PrivacyError, SelfCheckError, TrothError, UnsupportedModuleError
 from troth.seeds import PrivateRandomness
 
 ROWS, WIDTH = 4, 3
@@ -419,8 +419,10 @@ def test_a_detached_engine_is_refused() -> None:
         lambda model, optimizer: model.zero_grad(set_to_none=False),
         lambda model, optimizer: nn.utils.clip_grad_norm_(model.parameters(), 0.1),
         lambda model, optimizer: model[0].weight.grad.mul_(2),
+        lambda model, optimizer: [p.grad.data.zero_() for p in model.parameters()],
+        lambda model, optimizer: model[0].bias.grad.data.mul_(0.5),
     ],
-    ids=["optimizer.zero_grad", "model.zero_grad", "clip_grad_norm", "scaling"],
+    ids=["optimizer.zero_grad", "model.zero_grad", "clip_grad_norm", "scaling", "zero past autograd", "scaling one"],
 )
 def test_changed_gradients_are_refused(meddle: Callable[[nn.Module, torch.optim.Optimizer], object]) -> None:
     """Above all those which zero the noise and then go on adding clipped sums."""
@@ -434,6 +436,84 @@ def test_changed_gradients_are_refused(meddle: Callable[[nn.Module, torch.optim.
         EngineStateError, lambda: engine.backward(model(x()[2:]).square().sum(1))
     )
     assert assert_refused(EngineStateError, engine.step)
+
+
+def test_another_optimizer_over_the_parameters_is_refused() -> None:
+    model = linear()
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = attach(model)
+    engine.sample()
+    engine.backward(per_example(model))
+    assert "another optimizer" in assert_refused(EngineStateError, other.step)
+    unrelated = linear()
+    unrelated(x()).sum().backward()
+    torch.optim.SGD(unrelated.parameters(), lr=0.1).step()
+    engine.detach()
+    other.step()
+
+
+def test_an_optimizer_that_evaluates_the_loss_again_is_refused() -> None:
+    model = linear()
+    assert "LBFGS" in assert_refused(PrivacyError, lambda: attach(model, torch.optim.LBFGS(model.parameters())))
+
+
+def test_gradients_that_were_there_before_come_back() -> None:
+    model = linear()
+    model[0].weight.grad = before = torch.ones(2, WIDTH)
+    engine = attach(model)
+    assert model[0].weight.grad is not before
+    engine.detach()
+    assert model[0].weight.grad is before
+    assert model[0].bias.grad is None
+
+
+class RunningMean(nn.Module):
+    """Keeps a mean of what it sees, and hands its input on."""
+
+    def __init__(self, *, persistent: bool) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH), persistent=persistent)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(0.1 * rows.detach().mean(0))
+        return rows
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_statistics_that_would_be_released_without_noise_are_refused(persistent: bool) -> None:
+    model = nn.Sequential(RunningMean(persistent=persistent), nn.Linear(WIDTH, 2))
+    engine = attach(model)
+    engine.sample()
+    engine.backward(per_example(model))
+    if persistent:
+        assert "buffer 0.mean was changed" in assert_refused(UnsupportedModuleError, engine.step)
+    else:
+        engine.step()
+
+
+class ScaledInTraining(nn.Module):
+    """Divides by a statistic of the batch, detached, in training only; dropout beside it must not hide that."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        scaled = rows / (rows.detach().std() + 0.1) if self.training else rows
+        return F.dropout(scaled, 0.5, self.training)
+
+
+def test_coupling_in_training_mode_alone_is_refused() -> None:
+    model = nn.Sequential(ScaledInTraining(), nn.Linear(WIDTH, 2)).train()
+    engine = attach(model)
+    engine.sample()
+    text = assert_refused(SelfCheckError, lambda: engine.backward(per_example(model)))
+    assert "changes with the other examples" in text
+
+
+def test_a_loss_that_takes_in_its_neighbours_is_refused() -> None:
+    model = linear()
+    engine = attach(model)
+    engine.sample()
+    losses = per_example(model)
+    mixed = torch.stack([losses[0], losses[1] + 0.2 * losses[2], losses[2], losses[3]])
+    assert "rows of others" in assert_refused(UnsupportedModuleError, lambda: engine.backward(mixed))
 
 
 def test_replaced_gradients_are_refused() -> None:

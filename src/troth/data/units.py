@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from troth.data.table import Table
-from troth.errors import ConfigError
+from troth.errors import ConfigError, DataError
 
 __all__ = ["Units", "privacy_units"]
 
@@ -21,10 +21,20 @@ class Units:
     Attributes:
         order: row indices, int64 [rows], each row once.
         offsets: int64 [units + 1], increasing: every unit owns a row.
+
+    Raises:
+        DataError: a row belongs to two units, or a unit owns none.
     """
 
     order: np.ndarray
     offsets: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(np.unique(self.order)) != len(self.order):
+            raise DataError("units: a row belongs to two of them, or to one twice: give each row to one unit, once")
+        inside = len(self.offsets) > 1 and self.offsets[0] == 0 and self.offsets[-1] == len(self.order)
+        if len(self.order) and not (inside and (np.diff(self.offsets) > 0).all()):
+            raise DataError("units: offsets must increase from 0 to the number of rows, so that every unit owns a row")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from troth.dp.tape import Tape, VectorUse
+from troth.dp.tape import Tape, Use, VectorUse
 from troth.errors import EngineStateError, PrivacyError, UnsupportedModuleError
 
 if TYPE_CHECKING:
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from troth.data import Units
 
 __all__ = [
+    "persistent_buffers",
     "probe_independence",
     "refuse_changed",
     "refuse_losses",
     "refuse_mismatch",
     "refuse_other_units",
     "refuse_unseen",
+    "refuse_written_buffers",
     "trainable",
 ]
 
@@ -42,6 +44,10 @@ def refuse_mismatch(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
     if not parameters:
         raise PrivacyError("the model has no trainable parameter: unfreeze some, or train without [privacy]")
     held = {p for group in optimizer.param_groups for p in group["params"]}
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise PrivacyError(
+            "LBFGS evaluates the loss several times a step, which no single noisy gradient allows: use SGD or AdamW"
+        )
     names = {p: name for name, p in parameters.items()}
     missing = [name for p, name in names.items() if p not in held]
     if missing:
@@ -121,21 +127,29 @@ def refuse_unseen(names: Mapping[nn.Parameter, str], seen: set[nn.Parameter]) ->
 
 
 def probe_independence(tape: Tape, losses: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
-    """Check that one example's loss sends gradients to that example's rows only; returns whether it could be checked.
+    """Check that examples' losses send gradients to their own rows only; returns whether it could be checked.
 
-    One more backward pass from one loss. It finds losses and layers that couple examples, and look-ups whose first
-    dimension only happens to be as long as the batch. It leaves all gradients as they are.
+    Two more backward passes, from the losses of every other row, then of the rest. They find losses and layers that
+    couple examples, and look-ups whose first dimension only happens to be as long as the batch. All gradients stay as
+    they are.
 
     Raises:
         UnsupportedModuleError: names the module nearest to the loss in which another example's row has a gradient.
     """
     finite = losses.detach().isfinite()
-    if len(losses) < 2 or not bool(finite.any()):
+    even = torch.arange(len(losses), device=losses.device) % 2 == 0
+    if len(losses) < 2 or not bool((finite & even).any()) or not bool((finite & ~even).any()):
         return False
-    index = int(losses.detach().nan_to_num(nan=-torch.inf, posinf=-torch.inf).argmax())
+    for side in (even, ~even):
+        _refuse_foreign_rows(_uses_of(tape, losses, finite & side, parameters), ~side)
+    return True
+
+
+def _uses_of(tape: Tape, losses: Tensor, chosen: Tensor, parameters: Sequence[nn.Parameter]) -> list[Use]:
+    """Return what the chosen losses alone write on the tape."""
     with tape.running(len(losses)) as uses:
         try:
-            torch.autograd.grad(losses[index], list(parameters), retain_graph=True, allow_unused=True)
+            torch.autograd.grad(losses[chosen].sum(), list(parameters), retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
@@ -143,14 +157,35 @@ def probe_independence(tape: Tape, losses: Tensor, parameters: Sequence[nn.Param
                 "gradient checkpointing with use_reentrant=True cannot be checked for independence of examples: enable "
                 "it with gradient_checkpointing_kwargs={'use_reentrant': False}"
             ) from None
-        found = list(uses)
-    others = torch.arange(len(losses), device=losses.device) != index
-    for use in found:
-        grads = use.grads if isinstance(use, VectorUse) else use.g
-        rows = grads[others]
+        return list(uses)
+
+
+def _refuse_foreign_rows(uses: Sequence[Use], others: Tensor) -> None:
+    for use in uses:
+        rows = (use.grads if isinstance(use, VectorUse) else use.g)[others]
         if bool(((rows != 0) & rows.isfinite()).any()):
             raise UnsupportedModuleError(
                 f"{use.name}: the loss of one example has a gradient in the rows of others, so that no clipping bounds "
                 "an example's share: make losses and layers work on each example alone, the batch as first dimension"
             )
-    return True
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the buffers that `state_dict` holds, by name."""
+    kept = model.state_dict().keys()
+    return {name: buffer.detach().clone() for name, buffer in model.named_buffers() if name in kept}
+
+
+def refuse_written_buffers(before: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Check that the first batch left the buffers as they were: they are released with the weights, without noise.
+
+    Raises:
+        UnsupportedModuleError: names one that changed.
+    """
+    now = dict(model.named_buffers())
+    for name, old in before.items():
+        if name in now and not torch.equal(old, now[name]):
+            raise UnsupportedModuleError(
+                f"buffer {name} was changed by the forward pass: it would be released with the weights, without noise; "
+                "freeze it (running statistics to evaluation mode), or register it with persistent=False"
+            )

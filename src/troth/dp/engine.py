@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import TYPE_CHECKING
@@ -9,17 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from troth.data import Units
 from troth.dp.batches import PhysicalBatch, draw_groups, physical_batches
 from troth.dp.blocks import Block, make_blocks
 from troth.dp.checks import (
+    persistent_buffers,
     probe_independence,
     refuse_changed,
     refuse_losses,
     refuse_mismatch,
     refuse_other_units,
     refuse_unseen,
+    refuse_written_buffers,
     trainable,
 )
 from troth.dp.clipping import Clipper
@@ -137,6 +141,7 @@ class PrivateEngine:
         self._all_seen = self._independent = False
         self._to_check, self._to_move = self_check, self_check
         self._call: Call | None = None
+        self._buffers = persistent_buffers(model)
         self._attached = self._whole = True
         self._stepping = False
         self._handles: list[RemovableHandle] = []
@@ -158,6 +163,7 @@ class PrivateEngine:
             self._handles.append(parameter.register_hook(_refuse_bypass(self._tape, name)))  # type: ignore[no-untyped-call]
         self._handles.append(self._model.register_forward_pre_hook(self._note_batch, with_kwargs=True, prepend=True))
         self._handles.append(self._optimizer.register_step_pre_hook(self._refuse_stray_step))
+        self._handles.append(register_optimizer_step_pre_hook(_refuse_other_optimizers(weakref.ref(self))))
         self._gradient.take_over()
 
     def detach(self) -> None:
@@ -402,7 +408,8 @@ class PrivateEngine:
         refuse_changed(list(self._names), self._model, self._optimizer)
         if not self._all_seen and self._accumulated:
             refuse_unseen(self._names, self._seen)
-            self._all_seen = True
+            refuse_written_buffers(self._buffers, self._model)
+            self._all_seen, self._buffers = True, {}
         self._prepare()
         with torch.no_grad():
             self._write_noise()
@@ -480,6 +487,22 @@ class PrivateEngine:
 def _cut(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+def _refuse_other_optimizers(engine: weakref.ref[PrivateEngine]) -> Callable[..., None]:
+    """Return a hook before every optimizer's step that refuses a second one over the engine's parameters."""
+
+    def hook(optimizer: Optimizer, args: object, kwargs: object) -> None:
+        mine = engine()
+        if mine is None or not mine._attached or optimizer is mine._optimizer:
+            return
+        if any(p in mine._names for group in optimizer.param_groups for p in group["params"]):
+            raise EngineStateError(
+                "another optimizer steps over parameters of the private engine, whose gradients may lack their noise "
+                "or show it twice: give the engine the one optimizer, or engine.detach() first"
+            )
+
+    return hook
 
 
 def _refuse_bypass(tape: Tape, name: str) -> Callable[[Tensor | None], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from troth.errors import EngineStateError, UnsupportedModuleError
 
 __all__ = ["FlatGradient"]
 
+_EVERY = 1009  # elements between those whose content is remembered
 _ALIGNMENT = 16  # elements: views start on cache lines
 
 
@@ -40,11 +42,13 @@ class FlatGradient:
         self.flat = torch.zeros(sum(lengths), dtype=first.dtype, device=first.device)
         self.views: dict[nn.Parameter, Tensor] = {}
         self._names = {p: name for name, p in parameters.items()}
-        start = 0
-        for parameter, length in zip(parameters.values(), lengths, strict=True):
+        self._found = {p: p.grad for p in parameters.values()}
+        starts = [0, *itertools.accumulate(lengths)]
+        for parameter, start in zip(parameters.values(), starts, strict=False):
             self.views[parameter] = self.flat[start : start + parameter.numel()].view(parameter.shape)
-            start += length
-        self._version = -1
+        places = [*starts[:-1], *range(_EVERY, len(self.flat), _EVERY)]
+        self._places = torch.tensor(places, dtype=torch.int64, device=first.device)
+        self._version, self._content = -1, self.flat[self._places]
 
     def take_over(self) -> None:
         """Make every parameter's gradient its view, whatever it was before."""
@@ -67,23 +71,25 @@ class FlatGradient:
                 )
 
     def seal(self) -> None:
-        """Remember the buffer's present version: from here on only the engine may write."""
-        self._version = self.flat._version
+        """Remember the buffer as it is: from here on only the engine may write."""
+        self._version, self._content = self.flat._version, self.flat[self._places]
 
     def verify(self) -> None:
-        """Check that nobody wrote since `seal`.
+        """Check that nobody wrote since `seal`: by its version, and past that by its content at places.
+
+        The first element of every tensor and every 1,009th of the whole are compared.
 
         Raises:
             EngineStateError: somebody did, hence the noise may be gone.
         """
-        if self.flat._version != self._version:
+        if self.flat._version != self._version or not torch.equal(self.flat[self._places], self._content):
             raise EngineStateError(
                 "gradients were changed in place between engine.backward and engine.step (gradient clipping, scaling, "
                 "zero_grad(set_to_none=False)): their noise may be lost; remove that call and start the batch anew"
             )
 
     def release(self) -> None:
-        """Drop the views from the parameters."""
+        """Give the parameters back the gradients that they had before."""
         for parameter, view in self.views.items():
             if parameter.grad is view:
-                parameter.grad = None
+                parameter.grad = self._found[parameter]

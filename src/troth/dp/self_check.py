@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from troth.dp.blocks import make_blocks
 from troth.errors import EngineStateError, SelfCheckError
@@ -31,6 +33,7 @@ _TOGETHER = 4  # rows that go through the engine at once
 _ALONE = 2  # of these, how many are recomputed alone
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 """Relative; ghost norms in float32 differ from autograd's by some 1e-6, a bad one by far more than 1e-3."""
+_DROPOUT = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
 _ELEMENTS = 4096  # of each tensor looked at to see that it moved: noise moves every one
 _SHARE = 1e-2  # a module that holds less than this share of the whole norm is compared with that share
 
@@ -73,6 +76,8 @@ def check_engine(model: nn.Module, tape: Tape, call: Call, names: Mapping[nn.Par
     together, alone = min(_TOGETHER, call.rows), min(_ALONE, call.rows)
     device = next(iter(names)).device
     cuda = [device] if device.type == "cuda" else []
+    with tape.paused(), torch.no_grad(), torch.random.fork_rng(devices=cuda):
+        _refuse_coupled_training(model, call, together, alone)
     with torch.enable_grad(), torch.random.fork_rng(devices=cuda), _evaluating(model):
         args, kwargs = call.take(slice(0, together))
         outputs = _outputs(model(*args, **kwargs), together)
@@ -109,7 +114,7 @@ def check_losses(model: nn.Module, losses_of: Callable[[np.ndarray], Tensor], ro
     Args:
         model: the model that `losses_of` calls.
         losses_of: gives the losses [rows] of rows of the data set.
-        rows: of the first batch; the first few are used.
+        rows: of the first batch, all of them together; the first few alone.
 
     Raises:
         SelfCheckError: the loss of an example depends on the other examples of its batch.
@@ -117,7 +122,7 @@ def check_losses(model: nn.Module, losses_of: Callable[[np.ndarray], Tensor], ro
     device = next(model.parameters()).device
     cuda = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=cuda), _evaluating(model):
-        together = losses_of(rows[:_TOGETHER])
+        together = losses_of(rows)
         alone = torch.cat([losses_of(rows[i : i + 1]) for i in range(min(_ALONE, len(rows)))])
     known = alone.isfinite()
     gap = ((together[: len(alone)] - alone).abs() / alone.abs().clamp(min=1e-2))[known]
@@ -167,7 +172,14 @@ def _alone(
     """Return one row's gradients by plain autograd from the row alone; its outputs must be those it has in company."""
     args, kwargs = call.take(slice(row, row + 1))
     found = _outputs(model(*args, **kwargs), 1)
-    for mine, theirs in zip(found, outputs, strict=True):
+    _refuse_coupled(found, outputs, row)
+    loss = _surrogate(found, [d[row : row + 1] for d in directions])[0]
+    grads = torch.autograd.grad(loss, list(names), allow_unused=True)
+    return {p: torch.zeros_like(p) if g is None else g for p, g in zip(names, grads, strict=True)}
+
+
+def _refuse_coupled(alone: Sequence[Tensor], together: Sequence[Tensor], row: int) -> None:
+    for mine, theirs in zip(alone, together, strict=True):
         scale = float(theirs[row].detach().abs().max()) + 1e-12
         gap = float((mine[0] - theirs[row]).detach().abs().max()) / scale
         if gap > 10 * _tolerance(mine.dtype):
@@ -176,9 +188,41 @@ def _alone(
                 "size), so that no clipping bounds an example's share: find the layer that mixes examples (batch "
                 "statistics, routing, in-batch negatives) and replace it"
             )
-    loss = _surrogate(found, [d[row : row + 1] for d in directions])[0]
-    grads = torch.autograd.grad(loss, list(names), allow_unused=True)
-    return {p: torch.zeros_like(p) if g is None else g for p, g in zip(names, grads, strict=True)}
+
+
+class _WithoutDropout(TorchFunctionMode):
+    """Inside it dropout passes its input on."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401  what any function of torch returns
+        given = dict(kwargs or {})
+        if func in _DROPOUT:
+            return args[0] if args else given["input"]
+        if func is F.scaled_dot_product_attention and "dropout_p" in given:
+            given["dropout_p"] = 0.0
+        return func(*args, **given)
+
+
+def _refuse_coupled_training(model: nn.Module, call: Call, together: int, alone: int) -> None:
+    """Compare outputs in the mode that the model trains in, where only dropout makes it random.
+
+    A model that is random in another way too cannot be compared; its evaluation mode is, elsewhere.
+    """
+
+    def outputs(rows: slice) -> list[Tensor]:
+        args, kwargs = call.take(rows)
+        return _outputs(model(*args, **kwargs), rows.stop - rows.start, differentiable=False)
+
+    with _WithoutDropout():
+        first, second = (outputs(slice(0, together)) for _ in range(2))
+        if all(torch.equal(a, b) for a, b in zip(first, second, strict=True)):
+            for row in range(alone):
+                _refuse_coupled(outputs(slice(row, row + 1)), first, row)
 
 
 def _tolerance(dtype: torch.dtype) -> float:
@@ -194,13 +238,14 @@ def _surrogate(outputs: Sequence[Tensor], directions: Sequence[Tensor]) -> Tenso
     return torch.stack(parts).sum(0)
 
 
-def _outputs(result: object, rows: int) -> list[Tensor]:
-    """Return the outputs of a call that have gradients and a row for each example."""
+def _outputs(result: object, rows: int, *, differentiable: bool = True) -> list[Tensor]:
+    """Return the outputs of a call that are (or could be) differentiable and have a row for each example."""
     values = result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple) else [result]
     found = [
         v.reshape(rows, -1)
         for v in values
-        if isinstance(v, Tensor) and v.dim() and v.shape[0] == rows and v.requires_grad
+        if isinstance(v, Tensor) and v.dim() and v.shape[0] == rows
+        if (v.requires_grad if differentiable else v.is_floating_point())
     ]
     if not found:
         raise SelfCheckError(
