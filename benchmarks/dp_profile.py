@@ -1,6 +1,6 @@
 """Where the time of private training goes: the engine with one of its parts left out at a time.
 
-Run ``python benchmarks/dp_profile.py``. It prints a table for two settings of ``dp_overhead.py`` and writes
+Run ``python benchmarks/dp_profile.py``. It prints a table for three settings of ``dp_overhead.py`` and writes
 ``results/dp_profile.md``. A part's cost is what the same physical batch takes less without it, so cache and memory
 effects are in it, which a profiler of single operations leaves out. The variants take turns batch by batch, plain
 training among them, so that slow spells of the machine fall on all; the mean of the middle half of each is used, in
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from troth.dp.tape import LinearUse
 
 RESULTS = Path(__file__).parent / "results"
-SETTINGS = ((WORKS[0], 60), (WORKS[2], 12))
+SETTINGS = ((WORKS[0], 60), (WORKS[2], 12), (WORKS[4], 10))
 _UNCLIPPED_BIAS = LinearBlock._add_use
 
 

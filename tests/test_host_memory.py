@@ -32,9 +32,10 @@ def _faults(keep: bool, **environment: str) -> tuple[str, int]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_repeated_steps_take_no_page_faults_once_freed_memory_is_kept() -> None:
     told, kept = _faults(True)
-    _, given_back = _faults(False)
+    _, mapped = _faults(False, MALLOC_MMAP_THRESHOLD_="131072")
     assert told == "True"
-    assert kept < 500 < given_back  # 5 steps of 8 tensors of 1,024 pages each
+    assert mapped > 40_000  # 5 steps of 8 tensors of 1,024 pages each
+    assert kept < 0.1 * mapped  # the heap may grow by a tensor once more
 
 
 def test_thresholds_of_the_environment_are_left_alone() -> None:

@@ -217,6 +217,14 @@ def test_claims_out_of_range_are_refused() -> None:
             Claim(**wrong)
 
 
+def test_a_curve_without_a_delta_is_refused() -> None:
+    scores, included = np.arange(20.0), np.arange(20) % 2 == 0
+    with pytest.raises(DataError, match="delta = 0"):
+        audit_one_run(scores, included, Claim(0.0), family=gaussian_curve)
+    with pytest.raises(DataError, match="delta = 0"):
+        audit_rates(scores, scores, Claim(0.0), family=gaussian_curve, thresholds=[0.5])
+
+
 def test_rates_refuse_too_few_trials_and_a_split_without_a_seed() -> None:
     with pytest.raises(DataError, match="9 members"):
         audit_rates(np.zeros(9), np.zeros(20), Claim(0.0), thresholds=[0.5])

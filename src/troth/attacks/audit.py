@@ -172,6 +172,7 @@ def audit_one_run(
             split without a seed.
     """
     values, coins = _canaries(scores, included)
+    _check_family(claim, family)
     if not guess_shares or any(not 0 < s <= 1 for s in guess_shares):
         raise DataError(f"guess_shares = {list(guess_shares)}: give at least one number above 0, at most 1")
     shares = list(guess_shares)
@@ -228,7 +229,7 @@ def audit_rates(
         seeds: public seed of the split; needed without thresholds.
 
     Raises:
-        DataError: scores that are not finite, or too few.
+        DataError: scores that are not finite, or too few; a curve with delta 0.
     """
     members, nonmembers = scores_of(member_scores, "member scores"), scores_of(nonmember_scores, "non-member scores")
     if min(len(members), len(nonmembers)) < _MINIMUM_CANARIES:
@@ -236,9 +237,7 @@ def audit_rates(
             f"{len(members)} members and {len(nonmembers)} non-members: an audit wants {_MINIMUM_CANARIES} of each"
         )
 
-    def bounds(ins: np.ndarray, outs: np.ndarray, at: np.ndarray, chance: float) -> np.ndarray:
-        hits, alarms = _above(ins, at), _above(outs, at)
-        return clopper_pearson_bounds(hits, len(ins), alarms, len(outs), delta=claim.delta, significance=chance)
+    _check_family(claim, family)
 
     def proved(hits: int, alarms: int, chance: float) -> float:
         of, limits = (len(members), len(nonmembers)), {"delta": claim.delta, "significance": chance}
@@ -251,7 +250,10 @@ def audit_rates(
     if chosen is None:
         (first_in, members), (first_out, nonmembers) = _half(members, seeds, "in"), _half(nonmembers, seeds, "out")
         every = np.unique(np.concatenate([first_in, first_out]))
-        chosen = every[[int(np.argmax(bounds(first_in, first_out, every, claim.significance)))]]
+        hits_of, alarms_of = _above(first_in, every), _above(first_out, every)
+        limits = {"delta": claim.delta, "significance": claim.significance}
+        tried = clopper_pearson_bounds(hits_of, len(first_in), alarms_of, len(first_out), **limits)
+        chosen = every[[int(np.argmax(tried))]]
     each = claim.significance / len(chosen)
     counts = list(zip(_above(members, chosen).tolist(), _above(nonmembers, chosen).tolist(), strict=True))
     found = [proved(hits, alarms, each) for hits, alarms in counts]
@@ -285,6 +287,11 @@ def _canaries(scores: np.ndarray, included: np.ndarray) -> tuple[np.ndarray, np.
     if coins.all() or not coins.any():
         raise DataError("all canaries are on one side: each is to be included with probability 1/2")
     return values, coins
+
+
+def _check_family(claim: Claim, family: Callable[[float], Curve] | None) -> None:
+    if family is not None and claim.delta == 0:
+        raise DataError("delta = 0: a curve of noise is private at no epsilon without a delta; give one above 0")
 
 
 def _counts(shares: Sequence[float], canaries: int) -> list[int]:
