@@ -173,9 +173,7 @@ def audit_one_run(
     """
     values, coins = _canaries(scores, included)
     _check_family(claim, family)
-    if not guess_shares or any(not 0 < s <= 1 for s in guess_shares):
-        raise DataError(f"guess_shares = {list(guess_shares)}: give at least one number above 0, at most 1")
-    shares = list(guess_shares)
+    shares = _checked(guess_shares)
 
     def bounds(of: np.ndarray, counts: Sequence[int], correct: Sequence[int], chance: float) -> list[float]:
         limits = {"delta": claim.delta, "significance": chance}
@@ -236,7 +234,6 @@ def audit_rates(
         raise DataError(
             f"{len(members)} members and {len(nonmembers)} non-members: an audit wants {_MINIMUM_CANARIES} of each"
         )
-
     _check_family(claim, family)
 
     def proved(hits: int, alarms: int, chance: float) -> float:
@@ -249,11 +246,7 @@ def audit_rates(
     selection = "split" if chosen is None else "preset" if len(chosen) == 1 else "bonferroni"
     if chosen is None:
         (first_in, members), (first_out, nonmembers) = _half(members, seeds, "in"), _half(nonmembers, seeds, "out")
-        every = np.unique(np.concatenate([first_in, first_out]))
-        hits_of, alarms_of = _above(first_in, every), _above(first_out, every)
-        limits = {"delta": claim.delta, "significance": claim.significance}
-        tried = clopper_pearson_bounds(hits_of, len(first_in), alarms_of, len(first_out), **limits)
-        chosen = every[[int(np.argmax(tried))]]
+        chosen = _best_threshold(first_in, first_out, claim)
     each = claim.significance / len(chosen)
     counts = list(zip(_above(members, chosen).tolist(), _above(nonmembers, chosen).tolist(), strict=True))
     found = [proved(hits, alarms, each) for hits, alarms in counts]
@@ -271,6 +264,15 @@ def audit_rates(
         "scores of independent trials, one model each; canaries of one model are not independent"
         + ("" if family is None else _OF_FAMILY),
     )
+
+
+def _best_threshold(members: np.ndarray, nonmembers: np.ndarray, claim: Claim) -> np.ndarray:
+    """Return the score at which these trials would prove most [1]; to be tested on other trials."""
+    every = np.unique(np.concatenate([members, nonmembers]))
+    limits = {"delta": claim.delta, "significance": claim.significance}
+    hits, alarms = _above(members, every), _above(nonmembers, every)
+    tried = clopper_pearson_bounds(hits, len(members), alarms, len(nonmembers), **limits)
+    return every[[int(np.argmax(tried))]]
 
 
 def _above(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -292,6 +294,12 @@ def _canaries(scores: np.ndarray, included: np.ndarray) -> tuple[np.ndarray, np.
 def _check_family(claim: Claim, family: Callable[[float], Curve] | None) -> None:
     if family is not None and claim.delta == 0:
         raise DataError("delta = 0: a curve of noise is private at no epsilon without a delta; give one above 0")
+
+
+def _checked(shares: Sequence[float]) -> list[float]:
+    if not shares or any(not 0 < s <= 1 for s in shares):
+        raise DataError(f"guess_shares = {list(shares)}: give at least one number above 0, at most 1")
+    return list(shares)
 
 
 def _counts(shares: Sequence[float], canaries: int) -> list[int]:
