@@ -34,6 +34,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -134,6 +135,7 @@ def private_stepper(work: Work) -> Step:
     # Sampling rate 1: both steps see the same rows. The cost of a step does not depend on the rate.
     plan = PrivacyPlan(work.logical, work.logical, 1.0, 10_000, 1.0, 0.1, 1e-5)
     engine = PrivateEngine(model, optimizer, plan, PrivateRandomness())
+    engine.check_losses(lambda rows: losses(model, ids[rows], labels[rows]), np.arange(4))
 
     def step() -> Iterator[None]:
         rows = torch.from_numpy(engine.sample())

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import numpy as np
 import torch
 from dp_overhead import WORKS, Work, limit, losses, make_data, make_model
 from torch import Tensor
@@ -108,6 +109,7 @@ class Turns:
         plan = PrivacyPlan(work.logical, work.logical, 1.0, 100_000, 1.0, 0.1, 1e-5)
         self._engine = PrivateEngine(self.model, optimizer, plan, PrivateRandomness())
         self._rows, self._labels = (part[: work.physical] for part in make_data(work))
+        self._engine.check_losses(lambda rows: losses(self.model, self._rows[rows], self._labels[rows]), np.arange(4))
         self._batches, self._done = work.logical // work.physical, 0
         self.open()
 

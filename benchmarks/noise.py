@@ -5,7 +5,7 @@ file:
 
 1. nanoseconds per element of every way to make the noise, on one thread (CPU time) and on two (elapsed time);
 2. the same as a share of the plain training step it belongs to, in two regimes of the overhead table;
-3. a first micro-batch with the noise made before it and beside it (`begin_noise`), on two threads (elapsed time).
+3. a first micro-batch with the noise made before it and beside it (`beside`), on two threads (elapsed time).
 
 All ways are measured in turn within each repeat (interleaved); medians, quartiles and the smallest value are shown. A
 reference matrix product is timed before and after; where the two differ by more than 20 %, or the machine had other
@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from troth.dp.grid import grid_step, round_to_grid
-from troth.dp.noise import begin_noise, write_noise
+from troth.dp.noise import beside, write_noise
 from troth.seeds import PrivateRandomness
 
 RESULTS = Path(__file__).parent / "results"
@@ -247,7 +247,7 @@ def of_a_step(regime: Regime, repeats: int) -> dict[str, object]:
     }
 
 
-def beside(regime: Regime, repeats: int) -> dict[str, object]:
+def overlap(regime: Regime, repeats: int) -> dict[str, object]:
     torch.set_num_threads(2)
     parameters, _, batch = make_step(regime)
     key, flat = PrivateRandomness(), torch.empty(parameters)
@@ -257,9 +257,8 @@ def beside(regime: Regime, repeats: int) -> dict[str, object]:
         batch()
 
     def overlapped(*, secure: bool) -> None:
-        handle = begin_noise(flat, STD, key, secure=secure, background_threads=1)
-        batch()
-        handle.wait()
+        with beside(flat, lambda threads: write_noise(flat, STD, key, secure=secure, threads=threads)):
+            batch()
 
     taken = interleaved(
         {
@@ -348,7 +347,7 @@ def main() -> None:
         "repeats": arguments.repeats,
         "ways": per_element(arguments.repeats),
         "steps": [of_a_step(regime, arguments.repeats) for regime in REGIMES],
-        "overlap": [beside(regime, arguments.repeats) for regime in REGIMES],
+        "overlap": [overlap(regime, arguments.repeats) for regime in REGIMES],
         "load": f"{load:.1f} at the start",
     }
     after = reference_gflops()

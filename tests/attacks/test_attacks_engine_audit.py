@@ -51,9 +51,14 @@ def _trials(seed: int, steps: int = 1, canaries: int = CANARIES) -> tuple[Trials
     n = len(rows)
     plan = PrivacyPlan(n, n, 1.0, steps, NOISE, NORM, DELTA)
     engine = PrivateEngine(model, optimizer, plan, PrivateRandomness())
+
+    def losses_of(part: np.ndarray) -> Tensor:
+        return model(rows[torch.from_numpy(part)])[:, 0]
+
+    engine.check_losses(losses_of, np.arange(4))
     for batch in engine.batches(physical_batch_size=n):
         for part in batch:
-            engine.backward(model(rows[torch.from_numpy(part)])[:, 0])
+            engine.backward(losses_of(part))
         engine.step()
     scores = [-table.weight.detach()[1:, 0].numpy() * n / NORM for table in model.tables]  # type: ignore[operator, index]
     first, second = np.split(included, 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import dp_models
@@ -242,13 +243,13 @@ def reused_noise(patch: Patch) -> None:
 
 
 def noise_twice_a_step(patch: Patch) -> None:
-    right = PrivateEngine._write_noise
+    right = PrivateEngine._noise_beside
 
-    def wrong(self: PrivateEngine) -> None:
+    def wrong(self: PrivateEngine) -> AbstractContextManager[None]:
         self._fresh = True
-        right(self)
+        return right(self)
 
-    patch.setattr(PrivateEngine, "_write_noise", wrong)
+    patch.setattr(PrivateEngine, "_noise_beside", wrong)
 
 
 def _fixed_size(examples: int, rate: float, generator: np.random.Generator) -> np.ndarray:

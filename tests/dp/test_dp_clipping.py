@@ -9,7 +9,7 @@ import dp_models
 import numpy as np
 import pytest
 import torch
-from dp_oracle import Case
+from dp_oracle import Case, ComparedEngine
 from torch import Tensor, nn
 
 import troth.dp.linear
@@ -51,7 +51,7 @@ def plan_of(rows: int, **fields: object) -> PrivacyPlan:
 
 def engine_for(model: nn.Module, plan: PrivacyPlan, **kwargs: object) -> PrivateEngine:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    return PrivateEngine(model, optimizer, plan, kwargs.pop("key", PrivateRandomness()), **kwargs)
+    return ComparedEngine(model, optimizer, plan, kwargs.pop("key", PrivateRandomness()), **kwargs)
 
 
 def run_step(engine: PrivateEngine, case: Case, model: nn.Module, physical: int = 2) -> dict[str, Tensor]:
@@ -147,7 +147,7 @@ def test_the_norm_follows_the_quantile_of_the_norms() -> None:
             case.rows, case.rows, 1.0, 200, 0.0, start, 0.01, clipping="adaptive", quantile=0.5, quantile_noise=10.0
         )
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-12)
-        engine = PrivateEngine(model, optimizer, plan, PrivateRandomness())
+        engine = ComparedEngine(model, optimizer, plan, PrivateRandomness())
         for batch in engine.batches(10):
             for rows in batch:
                 engine.backward(case.losses(model, {k: v[rows] for k, v in case.batch.items()}))

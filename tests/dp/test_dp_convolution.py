@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from dp_oracle import Case, assert_exact, plan_for, private_step
+from dp_oracle import Case, ComparedEngine, assert_exact, plan_for, private_step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import troth.dp.linear
-from troth.dp import PrivateEngine, inspect
+from troth.dp import inspect
 from troth.dp.convolution import patches
 from troth.errors import UnsupportedModuleError
 from troth.seeds import PrivateRandomness
@@ -140,7 +140,7 @@ def test_autocast_leaves_norms_in_full_precision() -> None:
 def test_detach_puts_the_module_back() -> None:
     case = characters_case()
     names, before = list(case.model.state_dict()), case.model(**case.batch).detach()
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         case.model, torch.optim.SGD(case.model.parameters(), lr=0.1), plan_for(ROWS), PrivateRandomness()
     )
     assert "forward" in vars(case.model.convolution)

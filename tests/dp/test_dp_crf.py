@@ -7,13 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from dp_oracle import Case, assert_exact, clipped_sum, plan_for, private_step
+from dp_oracle import Case, ComparedEngine, assert_exact, clipped_sum, plan_for, private_step
 from test_dp_units import assert_same, engine_sum, unit_gradients
 from torch import Tensor, nn
 
 import troth.dp.spread
 from troth.data import Units
-from troth.dp import PrivateEngine, inspect
+from troth.dp import inspect
 from troth.dp.batches import Group
 from troth.dp.tape import VectorUse
 from troth.errors import UnsupportedModuleError
@@ -162,7 +162,7 @@ def test_detach_puts_the_model_back() -> None:
     case = tagger_case()
     model = case.model
     names, before = list(model.state_dict()), case.losses(model, case.batch).detach()
-    engine = PrivateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), plan_for(ROWS), PrivateRandomness())
+    engine = ComparedEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), plan_for(ROWS), PrivateRandomness())
     assert "potentials" in vars(model.crf)
     assert torch.allclose(case.losses(model, case.batch).detach(), before, atol=1e-6)
     assert torch.allclose(case.losses(copy.deepcopy(model), case.batch), before, atol=1e-6)

@@ -9,7 +9,7 @@ import dp_models
 import numpy as np
 import pytest
 import torch
-from dp_oracle import Batch, Case, Losses, plan_for
+from dp_oracle import Batch, Case, ComparedEngine, Losses, plan_for
 from torch import Tensor, nn
 
 import troth.dp.embedding
@@ -57,7 +57,7 @@ def test_the_ledger_is_told_before_the_update_is_visible() -> None:
     case = dp_models.mlp()
     seen: list[tuple[int, bool]] = []
     before = _weights(case.model)
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         case.model,
         _sgd(case.model),
         plan_for(case.rows),
@@ -78,7 +78,7 @@ def test_a_refusing_ledger_stops_the_update() -> None:
     def refuse(step: int) -> None:
         raise BudgetError("spent")
 
-    engine = PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness(), before_step=refuse)
+    engine = ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness(), before_step=refuse)
     with pytest.raises(BudgetError):
         _step(engine, case, case.model)
     assert torch.equal(_weights(case.model), before)
@@ -89,7 +89,7 @@ def test_a_refusing_ledger_stops_the_update() -> None:
 def test_an_interrupted_update_must_be_restored() -> None:
     case = dp_models.mlp()
     optimizer = _sgd(case.model)
-    engine = PrivateEngine(case.model, optimizer, plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(case.model, optimizer, plan_for(case.rows), PrivateRandomness())
     handle = optimizer.register_step_post_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         _step(engine, case, case.model)
@@ -104,7 +104,7 @@ def test_an_interrupted_update_must_be_restored() -> None:
 def test_randomness_ratchets_after_each_step() -> None:
     case = dp_models.mlp()
     first = PrivateRandomness.create(3)
-    engine = PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), first)
+    engine = ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), first)
     assert engine.randomness == first
     _step(engine, case, case.model)
     assert engine.randomness == first.advance()
@@ -114,7 +114,7 @@ def test_randomness_ratchets_after_each_step() -> None:
 
 def test_sampling_again_before_the_step_gives_the_same_rows() -> None:
     case = dp_models.mlp()
-    engine = PrivateEngine(case.model, _sgd(case.model), plan_for(50, examples=1000), PrivateRandomness())
+    engine = ComparedEngine(case.model, _sgd(case.model), plan_for(50, examples=1000), PrivateRandomness())
     assert np.array_equal(engine.sample(), engine.sample())
 
 
@@ -127,7 +127,7 @@ def test_an_empty_batch_makes_a_step_of_noise_alone() -> None:
     plan = plan_for(1, examples=1000, noise_multiplier=2.0)
     before = _weights(case.model)
     key = _key(plan, False)
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         case.model, _sgd(case.model), plan, key, observer=Observer(noise=lambda flat: noise.append(flat.clone()))
     )
     assert len(engine.sample()) == 0
@@ -146,7 +146,7 @@ def test_a_first_empty_batch_does_not_hide_an_unused_parameter() -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
     plan = plan_for(1, examples=1000, noise_multiplier=1.0)
-    engine = PrivateEngine(model, _sgd(model), plan, _key(plan, False, False, True), self_check=False)
+    engine = ComparedEngine(model, _sgd(model), plan, _key(plan, False, False, True), self_check=False)
     for _ in range(2):
         engine.sample()
         engine.step()
@@ -162,7 +162,7 @@ def _sum(
 ) -> dict[str, Tensor]:
     """Return the step's sum over the first `rows` rows, times the expected batch size; the key is always the same."""
     model = copy.deepcopy(case.model)
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         model, _sgd(model), plan_for(rows, noise_multiplier=noise_multiplier), PrivateRandomness.create(17)
     )
     engine.sample()
@@ -223,7 +223,7 @@ def test_a_poisoned_row_of_a_transformer_adds_exactly_nothing(
 
 def test_silenced_examples_are_counted() -> None:
     case = dp_models.mlp()
-    engine = PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
     engine.sample()
     engine.backward(_without_last(case)(case.model, case.batch))
     engine.step()
@@ -235,7 +235,7 @@ def test_the_sum_is_divided_by_the_expected_batch_size() -> None:
     case = dp_models.mlp().double()
     model = copy.deepcopy(case.model)
     plan = plan_for(10, examples=40)  # E = 10
-    engine = PrivateEngine(model, _sgd(model), plan, PrivateRandomness.create(1))
+    engine = ComparedEngine(model, _sgd(model), plan, PrivateRandomness.create(1))
     rows = engine.sample()
     assert len(rows) not in {0, 10}
     picked = rows % case.rows
@@ -254,7 +254,7 @@ def test_the_sum_is_divided_by_the_expected_batch_size() -> None:
 
 def test_counters_hold_what_the_loop_did() -> None:
     case = dp_models.mlp()
-    engine = PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
     sampled = [len(_step(engine, case, case.model)) for _ in range(3)]
     assert engine.counters.batch_sizes == sampled
     assert engine.counters.examples == sum(sampled)
@@ -264,7 +264,7 @@ def test_counters_hold_what_the_loop_did() -> None:
 def test_privacy_speaks_of_the_steps_done() -> None:
     case = dp_models.mlp()
     plan = PrivacyPlan(10**4, 10, 1e-3, 10, 1.0, 1.0, 1e-5)
-    engine = PrivateEngine(case.model, _sgd(case.model), plan, PrivateRandomness())
+    engine = ComparedEngine(case.model, _sgd(case.model), plan, PrivateRandomness())
     assert engine.privacy().epsilon == 0.0
     assert engine.privacy().guarantee == "differential_privacy"
     rows = engine.sample() % case.rows
@@ -280,7 +280,7 @@ def test_privacy_speaks_of_the_steps_done() -> None:
 def test_no_guarantee_without_noise_or_with_an_insecure_seed() -> None:
     for noise, randomness in ((0.0, PrivateRandomness()), (1.0, PrivateRandomness.create(1))):
         case = dp_models.mlp()
-        engine = PrivateEngine(case.model, _sgd(case.model), plan_for(5, noise_multiplier=noise), randomness)
+        engine = ComparedEngine(case.model, _sgd(case.model), plan_for(5, noise_multiplier=noise), randomness)
         _step(engine, case, case.model)
         assert engine.privacy().guarantee == "none"
         assert engine.privacy().epsilon is None
@@ -298,13 +298,13 @@ def test_restored_runs_repeat_the_uninterrupted_one() -> None:
             _step(engine, case, model)
 
     whole = copy.deepcopy(case.model)
-    run(whole, PrivateEngine(whole, _sgd(whole), plan, PrivateRandomness.create(9)), 4)
+    run(whole, ComparedEngine(whole, _sgd(whole), plan, PrivateRandomness.create(9)), 4)
     part = copy.deepcopy(case.model)
-    engine = PrivateEngine(part, _sgd(part), plan, PrivateRandomness.create(9))
+    engine = ComparedEngine(part, _sgd(part), plan, PrivateRandomness.create(9))
     run(part, engine, 2)
     resumed = copy.deepcopy(case.model)
     resumed.load_state_dict(part.state_dict())
-    again = PrivateEngine(resumed, _sgd(resumed), plan, PrivateRandomness())
+    again = ComparedEngine(resumed, _sgd(resumed), plan, PrivateRandomness())
     again.restore(engine.step_index, engine.randomness)
     run(resumed, again, 2)
     assert torch.equal(_weights(whole), _weights(resumed))
@@ -313,7 +313,7 @@ def test_restored_runs_repeat_the_uninterrupted_one() -> None:
 
 def test_restore_drops_what_was_accumulated() -> None:
     case = dp_models.mlp()
-    engine = PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness.create(1))
+    engine = ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness.create(1))
     engine.sample()
     engine.backward(case.losses(case.model, case.take(slice(0, 2))))
     engine.restore(0, PrivateRandomness.create(1))
@@ -331,7 +331,7 @@ def test_the_model_is_untouched_and_detach_restores_everything(tmp_path: object)
     names, attributes = list(model.state_dict()), [set(vars(m)) for m in model.modules()]
     optimizer = _sgd(model)
     out = model(case.batch["input_ids"]).logits
-    engine = PrivateEngine(model, optimizer, plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(model, optimizer, plan_for(case.rows), PrivateRandomness())
     assert [type(m) for m in model.modules()] == kinds
     assert list(model.state_dict()) == names
     assert torch.equal(model(case.batch["input_ids"]).logits, out)
@@ -357,14 +357,14 @@ def test_generation_works_while_the_engine_is_attached() -> None:
     prompt = case.batch["input_ids"][:2, :3]
     mask = torch.ones_like(prompt)
     plain = case.model.generate(prompt, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0)
-    PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
+    ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
     attached = case.model.generate(prompt, attention_mask=mask, max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert torch.equal(plain, attached)
 
 
 def test_a_deep_copy_of_an_attached_model_is_a_plain_model() -> None:
     case = dp_models.mlp()
-    PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
+    ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
     twin = copy.deepcopy(case.model)
     with torch.no_grad():
         twin[0].weight.zero_()
@@ -380,7 +380,7 @@ def test_schedulers_and_parameter_groups_work() -> None:
     vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.SGD([{"params": weights, "lr": 0.1}, {"params": vectors, "lr": 0.0}], lr=1.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step == 0 else 0.0)
-    engine = PrivateEngine(model, optimizer, plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(model, optimizer, plan_for(case.rows), PrivateRandomness())
     _step(engine, case, model)
     schedule.step()
     moved = [not torch.equal(p, q) for p, q in zip(model.parameters(), case.model.parameters(), strict=True)]
@@ -393,7 +393,7 @@ def test_schedulers_and_parameter_groups_work() -> None:
 def test_fused_adamw_takes_the_views() -> None:
     case = dp_models.pre_norm()
     optimizer = torch.optim.AdamW(case.model.parameters(), lr=1e-3, fused=True)
-    engine = PrivateEngine(case.model, optimizer, plan_for(case.rows, noise_multiplier=1.0), PrivateRandomness())
+    engine = ComparedEngine(case.model, optimizer, plan_for(case.rows, noise_multiplier=1.0), PrivateRandomness())
     before = [p.detach().clone() for p in case.model.parameters()]
     _step(engine, case, case.model)
     assert all(not torch.equal(p, q) for p, q in zip(case.model.parameters(), before, strict=True))
@@ -407,7 +407,7 @@ def test_zero_grad_in_between_loses_nothing() -> None:
         model = copy.deepcopy(case.model)
         optimizer = _sgd(model)
         plan = plan_for(case.rows, noise_multiplier=1.0)
-        engine = PrivateEngine(model, optimizer, plan, PrivateRandomness.create(5))
+        engine = ComparedEngine(model, optimizer, plan, PrivateRandomness.create(5))
         engine.sample()
         for start in range(case.rows):
             if interfere:
@@ -423,7 +423,7 @@ def test_zero_grad_in_between_loses_nothing() -> None:
 def test_zeroing_a_finished_batch_is_harmless() -> None:
     case = dp_models.mlp()
     optimizer = _sgd(case.model)
-    engine = PrivateEngine(case.model, optimizer, plan_for(case.rows, noise_multiplier=1.0), PrivateRandomness())
+    engine = ComparedEngine(case.model, optimizer, plan_for(case.rows, noise_multiplier=1.0), PrivateRandomness())
     for _ in range(2):
         optimizer.zero_grad(set_to_none=False)
         _step(engine, case, case.model)
@@ -432,7 +432,7 @@ def test_zeroing_a_finished_batch_is_harmless() -> None:
 
 def test_an_empty_physical_batch_adds_nothing() -> None:
     case = dp_models.mlp()
-    engine = PrivateEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(case.model, _sgd(case.model), plan_for(case.rows), PrivateRandomness())
     engine.sample()
     engine.backward(case.losses(case.model, case.take(slice(0, 0))))
     assert engine.counters.noise_draws == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from dp_models import RANGE, SMALL, SMALL_PAIR, VOCABULARY
-from dp_oracle import Case, assert_exact, clipped_sum, plan_for, private_step
+from dp_oracle import Case, ComparedEngine, assert_exact, clipped_sum, plan_for, private_step
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import troth.dp.families
 import troth.dp.registry
 import troth.dp.tied
-from troth.dp import PrivateEngine, inspect
+from troth.dp import inspect
 from troth.dp.embedding import OWN_EMBEDDING
 from troth.dp.norm import OWN_RMS_NORM
 from troth.errors import UnsupportedModuleError
@@ -223,7 +223,9 @@ def test_an_input_without_a_dimension_for_the_batch_is_refused() -> None:
             return self.head(x + self.norm(torch.ones(4)))
 
     model = Constant()
-    engine = PrivateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), plan_for(5), PrivateRandomness.create(1))
+    engine = ComparedEngine(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), plan_for(5), PrivateRandomness.create(1)
+    )
     engine.sample()
     with pytest.raises(UnsupportedModuleError, match=r"norm \(GemmaRMSNorm\) works on a tensor of shape \[4\]"):
         engine.backward(model(torch.randn(5, 4)).sum(1))
@@ -241,7 +243,9 @@ def test_the_model_is_as_it_was(family: str, tmp_path: Path) -> None:
     how = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": 4, "do_sample": False, "num_beams": 2}
     more = {"decoder_input_ids": prompt} if family in PAIRS else {}
     written, logits = model.generate(prompt, **how), model(prompt, **more).logits
-    engine = PrivateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), plan_for(5), PrivateRandomness.create(1))
+    engine = ComparedEngine(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), plan_for(5), PrivateRandomness.create(1)
+    )
     assert list(model.state_dict()) == names
     assert [type(m) for m in model.modules()] == kinds
     assert torch.equal(model(prompt, **more).logits, logits)

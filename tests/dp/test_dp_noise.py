@@ -9,14 +9,14 @@ import dp_models
 import numpy as np
 import pytest
 import torch
-from dp_oracle import plan_for
+from dp_oracle import ComparedEngine, plan_for
 from scipy import stats
 from torch import Tensor, nn
 
 from troth.accounting import PrivacyPlan
-from troth.dp import Observer, PrivateEngine, noise, write_noise
+from troth.dp import Observer, noise, write_noise
 from troth.dp.grid import grid_step, round_to_grid
-from troth.dp.noise import begin_noise
+from troth.dp.noise import beside
 from troth.dp.secure_noise import SEGMENT, SecureWriter
 from troth.errors import EngineStateError, PrivacyError
 from troth.seeds import PrivateRandomness
@@ -232,7 +232,7 @@ def test_a_deviation_that_is_none_is_refused(std: float) -> None:
 @pytest.mark.parametrize("flat", [torch.zeros(4, dtype=torch.bfloat16), torch.zeros(2, 2), torch.zeros(8)[::2]])
 def test_a_buffer_that_cannot_be_filled_is_refused(flat: Tensor) -> None:
     with pytest.raises(PrivacyError, match="one dimension"):
-        begin_noise(flat, 1.0, PrivateRandomness())
+        write_noise(flat, 1.0, PrivateRandomness())
 
 
 @pytest.mark.parametrize("draws", [0, -1, 65])
@@ -257,51 +257,58 @@ def test_what_fails_in_one_thread_is_raised_and_leaves_no_number_behind(
     with pytest.raises(MemoryError, match="no room"):
         write_noise(flat, 1.0, PrivateRandomness(), secure=True, threads=threads)
     assert bool(flat.isnan().all())
-    flat.zero_()
-    handle = begin_noise(flat, 1.0, PrivateRandomness(), secure=True, background_threads=threads)
-    for _ in range(2):
-        with pytest.raises(MemoryError, match="no room"):
-            handle.wait()
-    assert bool(flat.isnan().all())
 
 
 # In the background
 
 
 @SOURCES
-@pytest.mark.parametrize("threads", [0, 1, 2])
-def test_noise_begun_early_is_the_same_noise(threads: int, secure: bool) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_noise_written_beside_other_work_is_the_same_noise(
+    threads: int, secure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     key = PrivateRandomness.create(6)
     wanted, flat = torch.empty(SEGMENT + 77), torch.full((SEGMENT + 77,), torch.nan)
     write_noise(wanted, 0.2, key, secure=secure)
-    handle = begin_noise(flat, 0.2, key, secure=secure, background_threads=threads)
-    handle.wait()
+    with beside(flat, lambda threads: write_noise(flat, 0.2, key, secure=secure, threads=threads)):
+        pass
     assert torch.equal(flat, wanted)
-    flat.add_(1)
-    handle.wait()
-    assert torch.equal(flat, wanted + 1)
 
 
-def test_with_one_torch_thread_nothing_happens_before_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_one_torch_thread_nothing_happens_before_the_block_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(noise, "ThreadPoolExecutor", None)
     flat = torch.zeros(100)
-    handle = begin_noise(flat, 1.0, PrivateRandomness.create(1), secure=True)
-    assert not flat.any()
-    handle.wait()
+    with beside(flat, lambda threads: write_noise(flat, 1.0, PrivateRandomness.create(1), threads=threads)):
+        assert not flat.any()
     assert bool(flat.all())
 
 
-def test_a_buffer_that_somebody_changed_meanwhile_is_refused() -> None:
+def test_what_fails_beside_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def wrong(threads: int) -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"), beside(torch.zeros(4), wrong):
+        pass
+
+
+def test_a_buffer_that_the_block_changes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not so the noise itself: it leaves the version alone that the engine watches."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     flat = torch.zeros(SEGMENT)
+
+    def write(threads: int) -> None:
+        write_noise(flat, 1.0, PrivateRandomness(), threads=threads)
+
     before = flat._version
-    begin_noise(flat, 1.0, PrivateRandomness(), background_threads=1).wait()
+    with beside(flat, write):
+        pass
     assert flat._version == before
-    handle = begin_noise(flat, 1.0, PrivateRandomness(), background_threads=1)
-    flat[5:10].zero_()
-    with pytest.raises(EngineStateError, match="zero_grad"):
-        handle.wait()
+    with pytest.raises(EngineStateError, match="changed in place"), beside(flat, write):
+        flat[5:10].zero_()
     assert bool(flat.isnan().all())
 
 
@@ -361,7 +368,7 @@ def test_exactly_one_draw_a_step_however_the_batch_is_cut() -> None:
     case = dp_models.bert()
     model: nn.Module = case.model
     noise: list[Tensor] = []
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         model,
         torch.optim.SGD(model.parameters(), lr=0.0),
         plan_for(case.rows, noise_multiplier=3.0),
@@ -387,7 +394,7 @@ def test_what_reaches_the_optimizer_is_the_sum_plus_that_noise() -> None:
     for sigma in (0.0, 2.0):
         model = case.double().model
         recorded: list[Tensor] = []
-        engine = PrivateEngine(
+        engine = ComparedEngine(
             model,
             torch.optim.SGD(model.parameters(), lr=0.1),
             plan_for(case.rows, noise_multiplier=sigma),
@@ -410,7 +417,7 @@ def test_the_engine_carries_out_the_plans_noise(fields: dict[str, object]) -> No
         torch.manual_seed(0)
         model = torch.nn.Linear(40, 30)
         plan = PrivacyPlan(4, 4, 1.0, 2, 1.0, 1.0, 0.02, **chosen)
-        engine = PrivateEngine(
+        engine = ComparedEngine(
             model, torch.optim.SGD(model.parameters(), lr=0.1), plan, PrivateRandomness.create(7), self_check=False
         )
         for rows in engine.batch(4):

@@ -7,13 +7,12 @@ import copy
 import dp_models
 import pytest
 import torch
-from dp_oracle import Case, assert_exact, clipped_sum, distance, looped_step, plan_for, private_step
+from dp_oracle import Case, ComparedEngine, assert_exact, clipped_sum, distance, looped_step, plan_for, private_step
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import troth.dp.embedding
 import troth.dp.linear
-from troth.dp import PrivateEngine
 from troth.errors import UnsupportedModuleError
 from troth.seeds import PrivateRandomness
 
@@ -76,7 +75,7 @@ def test_padding_changes_nothing() -> None:
     lengths = case.batch["attention_mask"].sum(1)
     model = copy.deepcopy(case.model)
     plan = plan_for(case.rows)
-    engine = PrivateEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, PrivateRandomness())
+    engine = ComparedEngine(model, torch.optim.SGD(model.parameters(), lr=0.1), plan, PrivateRandomness())
     engine.sample()
     for row in lengths.argsort().tolist():
         part = {

@@ -7,13 +7,13 @@ from types import MethodType
 
 import pytest
 import torch
-from dp_oracle import Case, assert_exact, distance, plan_for, private_step
+from dp_oracle import Case, ComparedEngine, assert_exact, distance, plan_for, private_step
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import troth.dp.linear
-from troth.dp import PrivateEngine, inspect
+from troth.dp import inspect
 from troth.dp.registry import make_sites
 from troth.dp.tape import Tape
 from troth.errors import UnsupportedModuleError
@@ -212,7 +212,7 @@ def test_states_handed_on_to_a_decoder(kind: type[nn.RNNBase]) -> None:
 def private_gradient(module: nn.RNNBase, x: Tensor) -> dict[str, Tensor]:
     """The clipped sum of the module alone, without the self-check, which switches dropout off."""
     module = copy.deepcopy(module)
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         module, torch.optim.SGD(module.parameters(), lr=0.1), plan_for(len(x)), PrivateRandomness(), self_check=False
     )
     engine.sample()
@@ -327,7 +327,7 @@ def test_detach_puts_the_module_back() -> None:
     case = case_of(recurrent(nn.LSTM, "bidirectional"))
     model = case.model
     names, before = list(model.state_dict()), model(**case.batch).detach()
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         model, torch.optim.SGD(model.parameters(), lr=0.1), plan_for(ROWS), PrivateRandomness(), self_check=False
     )
     assert type(model.rnn) is nn.LSTM

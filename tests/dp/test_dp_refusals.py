@@ -6,9 +6,10 @@ import copy
 from collections.abc import Callable
 
 import dp_models
+import numpy as np
 import pytest
 import torch
-from dp_oracle import Case, plan_for
+from dp_oracle import Case, ComparedEngine, plan_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ def attach(
 ) -> PrivateEngine:
     optimizer = optimizer or torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     plan = plan_for(rows, noise_multiplier=1.0)
-    return PrivateEngine(model, optimizer, plan, PrivateRandomness(), self_check=self_check)
+    return ComparedEngine(model, optimizer, plan, PrivateRandomness(), self_check=self_check)
 
 
 def assert_refused(kind: type[TrothError], action: Callable[[], object]) -> str:
@@ -136,7 +137,7 @@ def test_mixed_types_are_refused() -> None:
 def test_a_second_engine_is_refused() -> None:
     model = linear()
     attach(model)
-    assert "already has a forward of its own" in assert_refused(UnsupportedModuleError, lambda: attach(model))
+    assert "call detach() on that engine" in assert_refused(UnsupportedModuleError, lambda: attach(model))
 
 
 def test_a_model_with_nothing_to_train_is_refused() -> None:
@@ -210,6 +211,37 @@ def test_a_bad_example_does_not_pass_for_coupling() -> None:
     engine.backward(model(values).square().sum(1))
     engine.step()
     assert engine.counters.silenced == 1
+
+
+def test_losses_that_were_never_compared_are_refused() -> None:
+    """A loss over the tokens of the batch has the right shape, and gradients in its own rows alone."""
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    engine = PrivateEngine(model, optimizer, plan_for(ROWS, noise_multiplier=1.0), PrivateRandomness())
+    engine.sample()
+    assert "call engine.check_losses" in assert_refused(SelfCheckError, lambda: engine.backward(per_example(model)))
+    assert "none yet" not in assert_refused(EngineStateError, engine.step)
+    engine.check_losses(lambda rows: model(x()[rows]).square().sum(1), np.arange(2))
+    engine.backward(per_example(model))
+    engine.step()
+    assert engine.step_index == 1
+
+
+def test_a_model_that_takes_a_mapping_is_checked_like_any_other() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(WIDTH, 2)
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.head(batch["values"])
+
+    model = Mapped()
+    engine = attach(model)
+    engine.sample()
+    engine.backward(model({"values": x()}).square().sum(1))
+    engine.step()
+    assert not engine._to_check
 
 
 # Rows that cannot be told apart by example
@@ -348,7 +380,7 @@ def test_a_gradient_scaler_is_refused() -> None:
     engine.sample()
     scaler = torch.amp.GradScaler("cpu")
     engine.backward(scaler.scale(per_example(model)))
-    assert_refused(EngineStateError, lambda: scaler.step(optimizer))
+    assert "by a GradScaler" in assert_refused(EngineStateError, lambda: scaler.step(optimizer))
 
 
 def test_a_plain_backward_is_refused() -> None:
@@ -389,7 +421,7 @@ def test_a_dropped_physical_batch_is_refused() -> None:
 def test_more_steps_than_planned_are_refused() -> None:
     model = linear()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    engine = PrivateEngine(model, optimizer, plan_for(ROWS, steps=1), PrivateRandomness())
+    engine = ComparedEngine(model, optimizer, plan_for(ROWS, steps=1), PrivateRandomness())
     engine.sample()
     engine.backward(per_example(model))
     engine.step()

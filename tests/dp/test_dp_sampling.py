@@ -5,11 +5,12 @@ from __future__ import annotations
 import dp_accounting
 import numpy as np
 import torch
+from dp_oracle import ComparedEngine
 from scipy import stats
 from torch import Tensor, nn
 
 from troth.accounting.plan import PrivacyPlan
-from troth.dp import Observer, PrivateEngine, poisson_sample
+from troth.dp import Observer, poisson_sample
 from troth.seeds import PrivateRandomness
 
 ALARM = 1e-6  # false-alarm rate of each statistical check below, for the fixed seeds' choice
@@ -86,7 +87,7 @@ def test_the_running_loop_agrees_with_the_event_of_its_plan() -> None:
     x, y = torch.randn(2_000, 30), torch.randint(2, (2_000,))
     noise: list[Tensor] = []
     spent: list[int] = []
-    engine = PrivateEngine(
+    engine = ComparedEngine(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
         plan,

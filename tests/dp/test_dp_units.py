@@ -9,13 +9,12 @@ import dp_models
 import numpy as np
 import pytest
 import torch
-from dp_oracle import Case, clipped_sum, plan_for
+from dp_oracle import Case, ComparedEngine, clipped_sum, plan_for
 from torch import Tensor, nn
 
 import troth.dp.linear
 from troth.accounting.plan import PrivacyPlan
 from troth.data import Units
-from troth.dp import PrivateEngine
 from troth.dp.batches import Group, draw_groups, physical_batches
 from troth.errors import EngineStateError, PrivacyError
 from troth.seeds import PrivateRandomness
@@ -47,7 +46,7 @@ def unit_gradients(case: Case, groups: list[Group]) -> list[dict[str, Tensor]]:
 def engine_sum(case: Case, plan: PrivacyPlan, units: Units, physical: int, key: PrivateRandomness) -> dict[str, Tensor]:
     """Return the clipped sum of one step without noise, by parameter."""
     model = copy.deepcopy(case.model)
-    engine = PrivateEngine(model, sgd(model), plan, key, units=units)
+    engine = ComparedEngine(model, sgd(model), plan, key, units=units)
     for rows in engine.batch(physical, np.arange(case.rows)[::-1].copy()):
         engine.backward(case.losses(model, {k: v[rows] for k, v in case.batch.items()}))
     found = {n: p.grad.clone() * plan.divisor for n, p in model.named_parameters() if p.requires_grad}
@@ -157,7 +156,7 @@ def test_like_lengths_lie_together_and_nothing_is_lost() -> None:
 
 def test_losses_must_be_those_of_the_rows() -> None:
     case = dp_models.CASES["mlp"]()
-    engine = PrivateEngine(case.model, sgd(case.model), plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(case.model, sgd(case.model), plan_for(case.rows), PrivateRandomness())
     batch = engine.batch(3)
     rows = next(batch)
     with pytest.raises(EngineStateError, match="2 losses for 3 rows"):
@@ -168,7 +167,7 @@ def test_losses_must_be_those_of_the_rows() -> None:
 
 def test_a_forgotten_step_is_refused() -> None:
     case = dp_models.CASES["mlp"]()
-    engine = PrivateEngine(case.model, sgd(case.model), plan_for(case.rows), PrivateRandomness())
+    engine = ComparedEngine(case.model, sgd(case.model), plan_for(case.rows), PrivateRandomness())
     with pytest.raises(EngineStateError, match=r"engine\.step\(\) is missing"):
         for batch in engine.batches(8):
             for rows in batch:
@@ -178,15 +177,15 @@ def test_a_forgotten_step_is_refused() -> None:
 def test_units_must_be_those_of_the_plan() -> None:
     case = dp_models.CASES["mlp"]()
     with pytest.raises(PrivacyError, match="the plan is for 5 units, the data have 3"):
-        PrivateEngine(case.model, sgd(case.model), plan_for(5), PrivateRandomness(), units=Units.single(3))
+        ComparedEngine(case.model, sgd(case.model), plan_for(5), PrivateRandomness(), units=Units.single(3))
     with pytest.raises(PrivacyError, match="the plan protects users"):
-        PrivateEngine(case.model, sgd(case.model), user_plan(5, 3), PrivateRandomness())
+        ComparedEngine(case.model, sgd(case.model), user_plan(5, 3), PrivateRandomness())
 
 
 def test_units_of_several_rows_are_not_sampled_by_hand() -> None:
     case = dp_models.CASES["mlp"]()
     units = Units.of([0, 0, 1, 1, 2])
-    engine = PrivateEngine(case.model, sgd(case.model), plan_for(3), PrivateRandomness(), units=units)
+    engine = ComparedEngine(case.model, sgd(case.model), plan_for(3), PrivateRandomness(), units=units)
     with pytest.raises(EngineStateError, match=r"engine\.batch"):
         engine.sample()
 

@@ -63,21 +63,27 @@ def refuse_mismatch(parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
         )
 
 
-def refuse_changed(attached: Sequence[nn.Parameter], model: nn.Module, optimizer: Optimizer) -> None:
-    """Check that model and optimizer still hold the parameters that the engine was attached to.
+def refuse_changed(attached: Mapping[nn.Parameter, str], model: nn.Module, optimizer: Optimizer) -> None:
+    """Check that model and optimizer still hold the parameters that the engine was attached to, given their names.
 
     Raises:
         EngineStateError: one was added, removed, frozen or unfrozen.
     """
     present = trainable(model)
-    known = set(attached)
-    added = [name for name, p in present.items() if p not in known]
+    there = set(present.values())
+    added = [name for name, p in present.items() if p not in attached]
+    gone = [name for p, name in attached.items() if p not in there]
     held = sum(len(group["params"]) for group in optimizer.param_groups)
-    if added or len(present) != len(known) or held != len(known):
-        what = f"parameter {added[0]} was added or unfrozen" if added else "a parameter was removed, frozen or added"
-        raise EngineStateError(
-            f"{what} after the private engine was attached: detach it, make a new optimizer, attach a new engine"
-        )
+    if not added and not gone and held == len(attached):
+        return
+    what = "the optimizer's parameters were changed"
+    if gone:
+        what = f"parameter {gone[0]} was frozen, removed or replaced"
+    elif added:
+        what = f"parameter {added[0]} was added or unfrozen"
+    raise EngineStateError(
+        f"{what} after the private engine was attached: detach it, make a new optimizer, attach a new engine"
+    )
 
 
 def refuse_other_units(plan: PrivacyPlan, units: Units | None) -> None:

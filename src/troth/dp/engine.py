@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MethodType
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from troth.dp.clipping import Clipper
 from troth.dp.flat import FlatGradient
 from troth.dp.grid import grid_step, round_to_grid
 from troth.dp.inspect import refuse_unsupported
-from troth.dp.noise import write_noise
+from troth.dp.noise import beside, write_noise
 from troth.dp.observation import EngineCounters, Observer
 from troth.dp.registry import make_sites
 from troth.dp.sampling import sample_units
@@ -68,9 +69,12 @@ class PrivateEngine:
     >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     >>> plan = PrivacyPlan(64, 16, 0.25, 3, noise_multiplier=1.0, clipping_norm=0.1, delta=1e-3)
     >>> engine = PrivateEngine(model, optimizer, plan, PrivateRandomness())
+    >>> def losses_of(rows):
+    ...     return F.cross_entropy(model(texts[rows]), labels[rows], reduction="none")
+    >>> engine.check_losses(losses_of, range(4))
     >>> for batch in engine.batches(physical_batch_size=8):
     ...     for rows in batch:
-    ...         engine.backward(F.cross_entropy(model(texts[rows]), labels[rows], reduction="none"))
+    ...         engine.backward(losses_of(rows))
     ...     engine.step()
     >>> engine.privacy().steps
     3
@@ -83,7 +87,7 @@ class PrivateEngine:
     - the noise is drawn once per step, before anything is added to it;
     - `before_step` has returned before the update becomes visible;
     - the first batch is used to check the engine on this very model (`troth.dp.self_check`): nothing is released by an
-      engine that plain autograd does not agree with;
+      engine that plain autograd does not agree with, nor from losses that were not compared alone and in company;
     - the model's class, `state_dict` and exports are untouched; `detach` puts everything back.
 
     Attributes:
@@ -113,7 +117,7 @@ class PrivateEngine:
             randomness: where the private draws come from.
             units: which rows make up a unit (`troth.data.privacy_units`); None where every row is one.
             before_step: called with the 0-based step index before each update; what it raises stops the step.
-            self_check: whether to try the engine on the model before the first update.
+            self_check: whether to try the engine on the model before the first update, and to insist on `check_losses`.
             observer: told what the loop really does, for tests and studies.
 
         Raises:
@@ -139,7 +143,7 @@ class PrivateEngine:
         self._tape = Tape()
         self._seen: set[nn.Parameter] = set()
         self._all_seen = self._independent = False
-        self._to_check, self._to_move = self_check, self_check
+        self._to_check = self._to_move = self._to_compare = self_check
         self._call: Call | None = None
         self._buffers = persistent_buffers(model)
         self._attached = self._whole = True
@@ -187,8 +191,9 @@ class PrivateEngine:
     def _refuse_stray_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not self._stepping:
             raise EngineStateError(
-                "optimizer.step() was called while the private engine is attached: call engine.step(), which adds the "
-                "noise and counts the step, or engine.detach() first"
+                "optimizer.step() was called while the private engine is attached (by a GradScaler, which private "
+                "training cannot use, a Trainer or the loop): call engine.step(), which adds the noise and counts the "
+                "step, or engine.detach() first"
             )
 
     # One logical batch
@@ -300,14 +305,14 @@ class PrivateEngine:
         if len(losses) == 0:
             return
         if self._accumulated == 0:
-            refuse_changed(list(self._names), self._model, self._optimizer)
+            refuse_changed(self._names, self._model, self._optimizer)
         self._prepare()
         with torch.autocast(self._device.type, enabled=False):
             self._check(losses)
             if part.weights is not None:
                 losses = losses * torch.from_numpy(part.weights).to(losses)
             work = self._workspace()
-            with self._tape.running(part.groups, part.size, work) as uses:
+            with self._noise_beside(), self._tape.running(part.groups, part.size, work) as uses:
                 losses.sum().backward()  # type: ignore[no-untyped-call]
                 recorded = list(uses)
             self._whole = False
@@ -321,8 +326,8 @@ class PrivateEngine:
     def check_losses(self, losses_of: Callable[[np.ndarray], Tensor], rows: np.ndarray) -> None:
         """Check that the losses of a few rows alone are their losses in company; nothing is counted or changed.
 
-        The engine sees losses only after they were computed, so it cannot do this by itself. Call it once, with rows
-        of a drawn batch, before the first `backward`.
+        The engine sees losses only after they were computed, so it cannot do this by itself, and the first `backward`
+        refuses to go on without. Call it once, with rows of the data set or of the first physical batch.
 
         Raises:
             SelfCheckError: the loss of an example depends on the other examples of its batch.
@@ -330,12 +335,18 @@ class PrivateEngine:
         call = self._call
         with self._tape.paused():
             check_losses(self._model, losses_of, rows)
-        self._call = call
+        self._call, self._to_compare = call, False
 
     def _check(self, losses: Tensor) -> None:
         """Before anything is released: examples are independent, and the engine is exact on this model."""
         if not self._independent:
             self._independent = probe_independence(self._tape, losses, list(self._names))
+        if self._to_compare:
+            raise SelfCheckError(
+                "whether a loss depends on the rest of its batch was not checked: call engine.check_losses(losses_of, "
+                "rows) before the first engine.backward, losses_of(rows) being the losses of these rows, or attach the "
+                "engine with self_check=False"
+            )
         if not self._to_check:
             return
         if self._call is None:
@@ -362,7 +373,6 @@ class PrivateEngine:
             self.counters.silenced += batch - int(finite.sum())
             for block in blocks:
                 block.silence(finite)
-        self._write_noise()
         for block, own in zip(blocks, factors, strict=True):
             work.set_factors(own)
             block.add_clipped(self._gradient.views, work)
@@ -375,12 +385,19 @@ class PrivateEngine:
     def _label(self, block: Block) -> str:
         return "+".join(self._names[p] for p in block.parameters)
 
-    def _write_noise(self) -> None:
-        """Fill a fresh buffer with the step's noise: once per step, before anything is added to it."""
+    @contextmanager
+    def _noise_beside(self) -> Iterator[None]:
+        """Fill a fresh buffer with the step's noise beside the block: once per step, before anything is added to it."""
         if not self._fresh:
+            yield
             return
-        plan, flat = self.plan, self._gradient.flat
-        write_noise(flat, self._clipper.noise_std, self.randomness, secure=plan.secure_noise, draws=plan.noise_draws)
+        plan, flat, std = self.plan, self._gradient.flat, self._clipper.noise_std
+
+        def write(threads: int) -> None:
+            write_noise(flat, std, self.randomness, secure=plan.secure_noise, draws=plan.noise_draws, threads=threads)
+
+        with beside(flat, write):
+            yield
         self._fresh = False
         self.counters.noise_draws += 1
         if self._observer.noise is not None:
@@ -405,14 +422,15 @@ class PrivateEngine:
                 f"{'none yet' if self._sampled is None else self._sampled}: pass every sampled row through "
                 "engine.backward once"
             )
-        refuse_changed(list(self._names), self._model, self._optimizer)
+        refuse_changed(self._names, self._model, self._optimizer)
         if not self._all_seen and self._accumulated:
             refuse_unseen(self._names, self._seen)
             refuse_written_buffers(self._buffers, self._model)
             self._all_seen, self._buffers = True, {}
         self._prepare()
         with torch.no_grad():
-            self._write_noise()
+            with self._noise_beside():
+                pass  # a batch without rows is noise alone
             self._round()
         if self._before_step is not None:
             self._before_step(self.step_index)
@@ -523,6 +541,10 @@ def _batch_size(args: tuple[object, ...], kwargs: Mapping[str, object]) -> int |
     for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1]):
         if isinstance(value, Tensor) and value.dim():
             return value.shape[0]
+    plain = {name: v for name, v in kwargs.items() if not isinstance(v, Mapping)}
+    within = [v for v in (*args, *kwargs.values()) if isinstance(v, Mapping)]
+    if within:
+        return _batch_size((), plain | {name: v for part in within for name, v in part.items()})
     sizes = {v.shape[0] for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.dim()}
     if len(sizes) > 1:
         sizes.discard(1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from troth.seeds import PrivateRandomness
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NoiseHandle", "begin_noise", "write_noise"]
+__all__ = ["beside", "write_noise"]
 
 _MOST_DRAWS = 64
 
@@ -137,70 +138,32 @@ def write_noise(
     _fill(flat, source, torch.get_num_threads() if threads is None else threads)
 
 
-class NoiseHandle:
-    """Noise that is being written; until `wait` has returned nobody else may read or write the buffer."""
+@contextmanager
+def beside(flat: Tensor, write: Callable[[int], None]) -> Iterator[None]:
+    """Fill a buffer while the block runs; it is whole when the block is left.
 
-    def __init__(self, flat: Tensor, fill: Callable[[], None], *, background: bool) -> None:
-        """Start `fill` in the background, or keep it for `wait`."""
-        self._flat = flat
-        self._fill: Callable[[], None] | None = fill
-        self._future: Future[None] | None = None
-        self._version = flat._version
-        if background:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="noise")
-            self._future = pool.submit(fill)
-            pool.shutdown(wait=False)
-
-    def wait(self) -> None:
-        """Return once the buffer holds the whole noise; calling again changes nothing.
-
-        Raises:
-            EngineStateError: somebody wrote to the buffer meanwhile, so that noise may be missing.
-        """
-        if self._fill is None:
-            return
-        if self._future is None:
-            self._fill()
-        else:
-            self._future.result()
-            if self._flat._version != self._version:
-                self._flat.data.fill_(torch.nan)
-                raise EngineStateError(
-                    "gradients were changed in place while their noise was being written (optimizer.zero_grad("
-                    "set_to_none=False), gradient clipping): remove that call and start the batch anew"
-                )
-        self._fill = None
-
-
-def begin_noise(
-    flat: Tensor,
-    standard_deviation: float,
-    randomness: PrivateRandomness,
-    *,
-    secure: bool = False,
-    draws: int = 1,
-    background_threads: int | None = None,
-) -> NoiseHandle:
-    """Begin what `write_noise` does and return at once; the noise is whole after `wait` on what is returned.
-
-    The buffer must not be needed until then, which holds in the private engine from the drawing of a batch to the end
-    of its first backward pass; no second buffer is used.
+    One thread fewer than torch uses works beside the block. Where torch is held to one thread nothing runs on a second
+    core: the buffer is filled when the block is left.
 
     Args:
-        flat: as in `write_noise`.
-        standard_deviation: as in `write_noise`.
-        randomness: as in `write_noise`.
-        secure: as in `write_noise`.
-        draws: as in `write_noise`.
-        background_threads: threads that work beside the caller; None for one fewer than torch uses. With 0, hence
-            by default where torch is held to one thread, `wait` does the work itself: nothing runs on a second core
-            unless it is asked for.
+        flat: the buffer, which the block must not touch.
+        write: fills the buffer, given how many threads may work.
 
     Raises:
-        PrivacyError: as in `write_noise`.
+        EngineStateError: the block wrote to the buffer, so that noise may be missing.
     """
-    source = _Source(standard_deviation, randomness, secure, draws)
-    _refuse(flat, source)
-    beside = torch.get_num_threads() - 1 if background_threads is None else background_threads
-    threads = beside if beside > 0 else torch.get_num_threads()
-    return NoiseHandle(flat, lambda: _fill(flat, source, threads), background=beside > 0)
+    threads, version = torch.get_num_threads() - 1, flat._version
+    if threads < 1:
+        yield
+        write(1)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="noise") as pool:  # left, it has ended
+        written = pool.submit(write, threads)
+        yield
+    written.result()
+    if flat._version != version:
+        flat.data.fill_(torch.nan)
+        raise EngineStateError(
+            "gradients were changed in place during engine.backward, while their noise was being written: remove the "
+            "hook that does so and start the batch anew"
+        )

@@ -116,7 +116,10 @@ def _objection(owner: _Owner) -> str | None:
         return f"{where} ({kind}) {reason}"
     if owner.rule.method in vars(owner.host):
         method = owner.rule.method
-        return f"{where} ({kind}) already has a {method} of its own: detach the engine or hook that put it there"
+        return (
+            f"{where} ({kind}) already has a {method} of its own, as an attached private engine puts it there: call "
+            "detach() on that engine, or remove the hook, before another is attached"
+        )
     return None
 
 

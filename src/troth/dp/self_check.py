@@ -52,6 +52,8 @@ class Call:
         def part(value: Any) -> Any:  # noqa: ANN401  whatever the model takes
             if isinstance(value, Tensor) and value.dim() and value.shape[0] == self.rows:
                 return value.detach()[rows]
+            if isinstance(value, Mapping):
+                return {k: part(v) for k, v in value.items()}
             return value
 
         return tuple(part(a) for a in self.args), {k: part(v) for k, v in self.kwargs.items()}
