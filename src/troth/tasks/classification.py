@@ -55,9 +55,15 @@ class Classification(Task):
         )
 
     def score(
-        self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None
+        self,
+        model: PreTrainedModel,
+        table: Table,
+        *,
+        batch_size: int = 64,
+        progress: ScoringProgress | None = None,
+        tokens: bool = False,
     ) -> Scores:
-        """Return losses, hits, ``log_probabilities`` and ``detail["prediction"]`` (class numbers)."""
+        """Return losses, hits, ``log_probabilities`` and ``detail["prediction"]`` (class numbers); never tokens."""
         encoded = self.encode(table)
         logs = np.zeros((len(encoded), len(self.labels)))
         with evaluating(model) as device:

@@ -31,8 +31,9 @@ class CrfTagging(Tagging):
     """Tagging with one token per word and a conditional random field over the tags.
 
     The loss is the path's negative log-likelihood per tagged word; a word whose tag is unknown may have any. Predicted
-    are the tags of the most probable path, and log-probabilities are those of each tag given the whole row. The maximum
-    length counts words; of a word's UTF-8 form the first `WORD_BYTES` bytes are read.
+    are the tags of the most probable path, and log-probabilities are those of each tag given the whole row (token
+    scores too, hence they do not add up to the row's loss, which stays the path's). The maximum length counts words; of
+    a word's UTF-8 form the first `WORD_BYTES` bytes are read.
     """
 
     def encode(self, table: Table) -> Encoded:

@@ -16,6 +16,7 @@ from troth.tasks.encoded import Encoded, Ragged
 from troth.tasks.masking import Masking, row_keys
 from troth.tasks.measures import Measures
 from troth.tasks.task import IGNORED, Batch, Scores, ScoringProgress, Task, evaluating, scoring_batches, token_mean_loss
+from troth.tasks.token_scores import TokenGathering
 from troth.tasks.tokens import Ids, pad_id, tokenize
 
 if TYPE_CHECKING:
@@ -48,25 +49,35 @@ class LanguageModeling(Task):
         return token_mean_loss(*self.aligned(model, batch))
 
     def score(
-        self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None
+        self,
+        model: PreTrainedModel,
+        table: Table,
+        *,
+        batch_size: int = 64,
+        progress: ScoringProgress | None = None,
+        tokens: bool = False,
     ) -> Scores:
         """Return losses, shares of right tokens and, in `detail`, ``nats``, ``tokens`` and ``right`` of each text."""
         encoded = self.encode(table)
         longest = int(encoded.lengths.max(initial=1))
         at_once = min(batch_size, max(1, _LOGITS_AT_ONCE // (longest * len(self.tokenizer))))
         found = np.zeros((len(encoded), 3))
+        gathered = TokenGathering()
         with evaluating(model) as device:
             for rows in scoring_batches(encoded.lengths, at_once, progress):
                 batch = self.collate(encoded, rows, draw=SCORING_DRAW)
                 logits, labels = self.aligned(model, {name: values.to(device) for name, values in batch.items()})
-                tokens = (labels != IGNORED).sum(dim=1)
+                counts = (labels != IGNORED).sum(dim=1)
                 right = (logits.argmax(dim=2) == labels).sum(dim=1)
-                nats = token_mean_loss(logits, labels).double() * tokens
-                found[rows] = torch.stack([nats, tokens, right], dim=1).cpu().numpy()
+                nats = token_mean_loss(logits, labels).double() * counts
+                found[rows] = torch.stack([nats, counts, right], dim=1).cpu().numpy()
+                if tokens:
+                    gathered.add(rows, logits, labels)
         detail = {"nats": found[:, 0], "tokens": found[:, 1].astype(np.int64), "right": found[:, 2].astype(np.int64)}
         some = detail["tokens"] > 0
         share = np.divide(found, found[:, 1:2], out=np.full_like(found, np.nan), where=some[:, None])
-        return Scores(share[:, 0], np.where(some, share[:, 2], 0.0), None, detail)
+        right_share = np.where(some, share[:, 2], 0.0)
+        return Scores(share[:, 0], right_share, None, detail, gathered.scores(len(encoded)) if tokens else None)
 
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool

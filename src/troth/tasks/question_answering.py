@@ -16,6 +16,7 @@ from troth.tasks.answers import answer_exact_match, answer_f1
 from troth.tasks.encoded import Encoded
 from troth.tasks.measures import Measures
 from troth.tasks.task import Batch, Scores, ScoringProgress, Task, evaluating, full_precision, scoring_batches
+from troth.tasks.token_scores import TokenGathering
 from troth.tasks.tokens import Offsets, PairTemplate, pair_template, tokenize, tokenize_with_offsets
 from troth.tasks.windows import (
     Question,
@@ -75,21 +76,34 @@ class QuestionAnswering(Task):
         )
 
     def score(
-        self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None
+        self,
+        model: PreTrainedModel,
+        table: Table,
+        *,
+        batch_size: int = 64,
+        progress: ScoringProgress | None = None,
+        tokens: bool = False,
     ) -> Scores:
-        """Return losses of the training window, exact matches and, in `detail`, ``f1`` and the predicted text."""
+        """Return losses of the training window, exact matches and, in `detail`, ``f1`` and the predicted text.
+
+        Tokens are the answer's first and last one in the training window, in this order, among the context's.
+        """
         questions = self._questions(table)
         chosen, searched = self._all_windows(questions)
         encoded = self._features(questions, chosen)
         losses = np.zeros(len(questions))
         sums = np.zeros(len(chosen))
         spans = np.zeros((len(chosen), 2), dtype=np.int64)
+        gathered = TokenGathering()
         with evaluating(model) as device:
             for places in scoring_batches(encoded.lengths, batch_size, progress):
                 batch = {name: values.to(device) for name, values in self.collate(encoded, places).items()}
                 start, end = self._logits(model, batch)
                 own = places < len(questions)
                 losses[places[own]] = _losses(start, end, batch)[own]
+                if tokens:
+                    logits, gold = _ends(start, end, batch)
+                    gathered.add(places[own], logits[torch.from_numpy(own)], gold[torch.from_numpy(own)])
                 sums[places], spans[places] = best_spans(start, end, batch["context_mask"], ANSWER_TOKENS)
         sums[~searched] = -np.inf
         predictions = self._texts(table.column("context"), questions, chosen, sums, spans)
@@ -97,7 +111,8 @@ class QuestionAnswering(Task):
         pairs = list(zip(predictions, golds, strict=True))
         hits = np.array([answer_exact_match(found, gold) for found, gold in pairs])
         f1 = np.array([answer_f1(found, gold) for found, gold in pairs])
-        return Scores(losses, hits, None, {"f1": f1, "prediction": predictions})
+        detail = {"f1": f1, "prediction": predictions}
+        return Scores(losses, hits, None, detail, gathered.scores(len(questions)) if tokens else None)
 
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool
@@ -204,6 +219,13 @@ def _answer_span(answers: dict[str, Any], offsets: Offsets) -> tuple[int, int] |
         return None
     start = answers["answer_start"][0]
     return token_span(offsets, start, start + len(answers["text"][0]))
+
+
+def _ends(start: Tensor, end: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return both ends' logits [batch, 2, time], minus infinity outside of the context, and the answer's [batch, 2]."""
+    outside = batch["context_mask"] == 0
+    logits = torch.stack([start, end], dim=1).masked_fill(outside[:, None], -torch.inf)
+    return logits, torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
 
 
 def _losses(start: Tensor, end: Tensor, batch: Batch) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from troth.tasks.encoded import Encoded, Ragged
 from troth.tasks.measures import Measures
 from troth.tasks.rouge import rouge_l
 from troth.tasks.task import IGNORED, Batch, Scores, ScoringProgress, Task, evaluating, scoring_batches, token_mean_loss
+from troth.tasks.token_scores import TokenGathering
 from troth.tasks.tokens import Ids, pad_id, tokenize
 
 if TYPE_CHECKING:
@@ -56,25 +57,36 @@ class Seq2Seq(Task):
         return token_mean_loss(self._logits(model, batch), batch["labels"])
 
     def score(
-        self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None
+        self,
+        model: PreTrainedModel,
+        table: Table,
+        *,
+        batch_size: int = 64,
+        progress: ScoringProgress | None = None,
+        tokens: bool = False,
     ) -> Scores:
-        """Return losses, exact matches and, in `detail`, ``rouge_l`` and the text written."""
+        """Return losses, exact matches and, in `detail`, ``rouge_l`` and the text written; tokens are the target's."""
         encoded = self.encode(table)
         written = np.full(len(encoded), "", dtype=object)
         losses = np.full(len(encoded), np.nan)
+        gathered = TokenGathering()
         with evaluating(model) as device:
             for rows in scoring_batches(encoded.lengths, batch_size, progress):
                 batch = {name: values.to(device) for name, values in self.collate(encoded, rows).items()}
                 if "labels" in batch:
-                    losses[rows] = token_mean_loss(self._logits(model, batch), batch["labels"]).double().cpu().numpy()
+                    logits = self._logits(model, batch)
+                    losses[rows] = token_mean_loss(logits, batch["labels"]).double().cpu().numpy()
+                    if tokens:
+                        gathered.add(rows, logits, batch["labels"])
                 written[rows] = self._write(model, batch)
+        found_tokens = gathered.scores(len(encoded)) if tokens else None
         if not table.has("target"):
             unknown = np.full(len(encoded), np.nan)
-            return Scores(losses, unknown, None, {"rouge_l": unknown, "prediction": written})
+            return Scores(losses, unknown, None, {"rouge_l": unknown, "prediction": written}, found_tokens)
         pairs = list(zip(written, table.column("target"), strict=True))
         hits = np.array([float(found.split() == wanted.split()) for found, wanted in pairs])
         rouge = np.array([rouge_l(found, wanted) for found, wanted in pairs])
-        return Scores(losses, hits, None, {"rouge_l": rouge, "prediction": written})
+        return Scores(losses, hits, None, {"rouge_l": rouge, "prediction": written}, found_tokens)
 
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,6 +14,7 @@ from troth.tasks.encoded import Encoded, Ragged
 from troth.tasks.measures import Measures
 from troth.tasks.spans import spans
 from troth.tasks.task import IGNORED, Batch, Scores, ScoringProgress, Task, evaluating, scoring_batches, token_mean_loss
+from troth.tasks.token_scores import TokenGathering
 from troth.tasks.tokens import Ids, tokenize
 
 if TYPE_CHECKING:
@@ -60,10 +61,20 @@ class Tagging(Task):
         return self._log_probabilities(model, self._logits(model, batch), batch)
 
     def score(
-        self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None
+        self,
+        model: PreTrainedModel,
+        table: Table,
+        *,
+        batch_size: int = 64,
+        progress: ScoringProgress | None = None,
+        tokens: bool = False,
     ) -> Scores:
-        """Return losses, shares of right tags and, in `detail`, span counts, word counts and the predicted tags."""
+        """Return losses, shares of right tags and, in `detail`, span counts, word counts and the predicted tags.
+
+        Tokens are the words that carry a known tag, each with the probabilities of `token_log_probabilities`.
+        """
         encoded, words = self._encode(table)
+        gathered = TokenGathering()
         losses = np.full(len(encoded), np.nan)
         found: list[list[str]] = [[] for _ in range(len(encoded))]
         with evaluating(model) as device:
@@ -72,10 +83,13 @@ class Tagging(Task):
                 logits = self._logits(model, batch)
                 if "labels" in batch:
                     losses[rows] = self._losses(model, logits.double(), batch).cpu().numpy()
+                    if tokens:
+                        gathered.add(rows, self._log_probabilities(model, logits, batch), batch["labels"])
                 codes = self._codes(model, logits, batch).cpu().numpy()
                 for place, row in enumerate(rows):
                     found[row] = [self.labels[code] for code in codes[place, words.starts[row]]]
-        return self._scores(table, losses, found)
+        scores = self._scores(table, losses, found)
+        return replace(scores, tokens=gathered.scores(len(encoded))) if tokens else scores
 
     def measure(
         self, scores: Scores, table: Table, *, prefix: str, seeds: PublicSeeds, outside_guarantee: bool

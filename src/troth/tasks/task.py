@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from troth.data import Table
     from troth.results import Measurement
     from troth.seeds import PublicSeeds
+    from troth.tasks.token_scores import TokenScores
 
 __all__ = ["IGNORED", "Batch", "Scores", "ScoringProgress", "Task", "evaluating", "scoring_batches", "token_mean_loss"]
 
@@ -42,12 +43,14 @@ class Scores:
             question answering and seq2seq: exact match; language modeling: share of right tokens.
         log_probabilities: [rows, classes] float64, natural logarithm; classification only.
         detail: per-row arrays the task's metrics need, such as ``prediction``, ``f1`` or span counts.
+        tokens: statistics of each predicted token, where they were asked for; None for classification.
     """
 
     losses: NDArray[np.float64]
     correct: NDArray[np.float64]
     log_probabilities: NDArray[np.float64] | None = None
     detail: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    tokens: TokenScores | None = None
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -89,9 +92,24 @@ class Task(ABC):
 
     @abstractmethod
     def score(
-        self, model: PreTrainedModel, table: Table, *, batch_size: int = 64, progress: ScoringProgress | None = None
+        self,
+        model: PreTrainedModel,
+        table: Table,
+        *,
+        batch_size: int = 64,
+        progress: ScoringProgress | None = None,
+        tokens: bool = False,
     ) -> Scores:
-        """Return per-row scores in the table's order; `progress` is called with rows done and rows in all."""
+        """Return per-row scores in the table's order.
+
+        Args:
+            model: left as it was.
+            table: rows of the task.
+            batch_size: rows in a forward pass.
+            progress: called with rows done and rows in all.
+            tokens: whether to fill `Scores.tokens` from the same forward passes; without effect on the rest, and on a
+                task with one label per text.
+        """
 
     @abstractmethod
     def measure(
