@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,14 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from troth.attacks import Claim, audit_one_run, audit_rates, dp_sgd_curve, gaussian_curve, joint_beta_interval
+from troth.attacks import (
+    Claim,
+    audit_one_run,
+    audit_rates,
+    dp_sgd_curve,
+    gaussian_curve,
+    joint_beta_interval,
+    trade_off_curves,
+)
 from troth.attacks.audit import guess_counts
 from troth.attacks.epsilon_bounds import (
     clopper_pearson_bounds,
+    f_dp_best_bound,
     f_dp_one_run_bound,
+    f_dp_rejects,
     one_run_bound,
     one_run_p_value,
 )
+from troth.attacks.trade_off_curves import Curve, DpSgdCurves, _largest_line
 from troth.errors import DataError
 from troth.seeds import PublicSeeds
 
@@ -107,6 +119,80 @@ def test_accountants_curve_of_one_full_step_is_the_gaussian_one() -> None:
     exact = f_dp_one_run_bound(160, 200, 1000, family=gaussian_curve, **limits)
     found = f_dp_one_run_bound(160, 200, 1000, family=dp_sgd_curve(1.0, 1), **limits)
     assert found == pytest.approx(exact, rel=0.01)
+
+
+def _by_bisection(
+    correct: int, guesses: int, canaries: int, family: Callable[[float], Curve], delta: float, tolerance: float
+) -> float:
+    """Return the bound by halving the octave in which curves begin to be refuted."""
+    octave = next(k for k in range(-7, 15) if f_dp_rejects(correct, guesses, canaries, family(2.0**k), 0.05))
+    refuted, kept = 2.0**octave, 2.0 ** (octave - 1)
+    while refuted / kept > 1 + tolerance:
+        middle = math.sqrt(refuted * kept)
+        if f_dp_rejects(correct, guesses, canaries, family(middle), 0.05):
+            refuted = middle
+        else:
+            kept = middle
+    return family(refuted).epsilon(delta)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 300), st.floats(0.5, 1.0), st.sampled_from([1e-2, 1e-3, 1e-5]))
+def test_the_search_for_the_largest_refuted_curve_equals_bisection(
+    guesses: int, share: float, tolerance: float
+) -> None:
+    correct = math.ceil(share * guesses)
+    limits = {"delta": 1e-5, "significance": 0.05, "tolerance": tolerance}
+    found = f_dp_one_run_bound(correct, guesses, 300, family=gaussian_curve, **limits)
+    if f_dp_rejects(correct, guesses, 300, gaussian_curve(1e4), 0.05):
+        expected = _by_bisection(correct, guesses, 300, gaussian_curve, 1e-5, tolerance)
+        assert found == pytest.approx(expected, rel=1e-9)
+    else:
+        assert found == 0
+
+
+def test_search_among_the_accountants_curves_makes_few_and_ends_between_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: dict[float, Curve] = {}
+
+    def noted(family: DpSgdCurves, noise: float) -> Curve:
+        made[noise] = kept(family, noise)
+        return made[noise]
+
+    kept = trade_off_curves._dp_sgd_curve
+    monkeypatch.setattr(trade_off_curves, "_dp_sgd_curve", noted)
+    found = f_dp_one_run_bound(120, 160, 900, family=dp_sgd_curve(0.5, 2), delta=1e-5, significance=0.05)
+    refuted = {noise: f_dp_rejects(120, 160, 900, curve, 0.05) for noise, curve in made.items()}
+    low = max(noise for noise, refutes in refuted.items() if not refutes)
+    high = min(noise for noise, refutes in refuted.items() if refutes)
+    assert high / low == pytest.approx(2 ** (1 / 1024))
+    assert found == made[high].epsilon(1e-5)
+    assert len(made) <= 4  # bisection alone makes 13
+
+
+@pytest.mark.parametrize(("rate", "noise", "steps"), [(0.5, 4.0, 2), (0.05, 2.0, 100), (1.0, 4.0, 1)])
+def test_rough_curves_are_near_the_exact_ones(rate: float, noise: float, steps: int) -> None:
+    family = DpSgdCurves(rate, steps)
+    exact, rough = family(noise), family.rough(noise)
+    for right in (0.02, 0.1, 0.5, 0.9):
+        assert rough.least_wrong(right) == pytest.approx(exact.least_wrong(right), rel=0.01)
+
+
+def test_the_best_of_several_counts_is_the_best_of_their_bounds() -> None:
+    limits = {"family": gaussian_curve, "delta": 1e-5, "significance": 0.05 / 3}
+    for counts in (((40, 50), (160, 250), (560, 1000)), ((25, 50), (125, 250), (490, 1000)), ((50, 50), (9, 250))):
+        bounds = [f_dp_one_run_bound(c, g, 1000, **limits) for c, g in counts]  # type: ignore[arg-type]
+        found = f_dp_best_bound(counts, 1000, **limits)  # type: ignore[arg-type]
+        assert found == (int(np.argmax(bounds)), max(bounds))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.floats(0, 1))
+def test_largest_of_the_profiles_lines_is_found_by_bisection(deltas: list[float], right: float) -> None:
+    profile, epsilons = np.sort(np.array(deltas))[::-1], np.linspace(0, 5, len(deltas))
+    expected = max(0.0, float(np.max((right - profile) * np.exp(-epsilons))))
+    assert _largest_line(profile, epsilons)(right) == pytest.approx(expected, abs=1e-12)
 
 
 def test_subsampling_makes_the_same_guesses_prove_another_epsilon() -> None:

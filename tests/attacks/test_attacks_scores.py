@@ -81,6 +81,40 @@ def test_rmia_equals_all_pairs() -> None:
                 assert found[x] == pytest.approx(beaten / 60, abs=1e-9)
 
 
+def test_rmia_with_shadows_that_saw_the_population_equals_all_pairs() -> None:
+    _, own, seen, inside = _world(40, 6)
+    _, others, elsewhere, population_inside = _world(50, 6, seed=4)
+    inside, population_inside = inside.copy(), population_inside.copy()
+    inside[:, :9] = np.arange(6)[:, None] < 5  # sides of unequal numbers
+    population_inside[:, :9] = np.arange(6)[:, None] < 1
+    logs = [-np.logaddexp(0, -phi) for phi in (own, seen, others, elsewhere)]
+    found = rmia_scores(logs[0], logs[1], inside, logs[2], logs[3], gamma=1.5, population_inside=population_inside)
+    usual, usual_elsewhere = (
+        [(p[m].mean() + p[~m].mean()) / 2 for p, m in zip(np.exp(shadows).T, masks.T, strict=True)]
+        for shadows, masks in ((logs[1], inside), (logs[3], population_inside))
+    )
+    for x in range(40):
+        beaten = [
+            (math.exp(logs[0][x]) / usual[x]) / (math.exp(logs[2][z]) / usual_elsewhere[z]) > 1.5 for z in range(50)
+        ]
+        assert found[x] == pytest.approx(np.mean(beaten), abs=1e-9)
+    default = rmia_scores(logs[0], logs[1], inside, logs[2], logs[3], gamma=1.5)
+    assert not np.allclose(found, default)
+
+
+def test_rmia_keeps_the_precision_of_small_out_means() -> None:
+    # IN probabilities near 1, OUT ones near 1e-9: their mean decides, and must not drown in the IN sum's rounding.
+    rng = np.random.default_rng(6)
+    inside = np.repeat(np.array([[True], [True], [False], [False]]), 30, axis=1)
+    seen = np.where(inside, 0.0, -20 - rng.random((4, 30)))
+    population, elsewhere = -rng.random(2000), -rng.random((4, 2000))
+    own = -rng.random(30)
+    found = rmia_scores(own, seen, inside, population, elsewhere)
+    usual = (np.exp(seen[:2]).mean(0) + np.exp(seen[2:]).mean(0)) / 2
+    pairs = (own - np.log(usual))[:, None] > population - np.log(np.exp(elsewhere).mean(0))
+    np.testing.assert_allclose(found, pairs.mean(1), atol=1e-9)
+
+
 @pytest.mark.parametrize("variance", ["global", "per_example"])
 def test_lira_equals_the_loop_over_examples(variance: str) -> None:
     _, own, seen, inside = _world(30, 12)
@@ -130,6 +164,10 @@ def test_what_cannot_be_scored_is_refused_by_name() -> None:
         lira_scores(own, seen, lonely)
     with pytest.raises(DataError, match="example 3 has no shadow on one side"):
         rmia_scores(own, seen, lonely, own, seen)
+    with pytest.raises(DataError, match="population example 3 has no shadow on one side"):
+        rmia_scores(own, seen, inside, own, seen, population_inside=lonely)
+    with pytest.raises(DataError, match="population_inside: without `inside`"):
+        rmia_scores(own, seen, None, own, seen, population_inside=inside)
     with pytest.raises(DataError, match=r"shadows: the number at \[0, 0\] is not finite"):
         lira_scores(own, np.where(seen == seen[0, 0], np.nan, seen), inside)
     with pytest.raises(DataError, match=r"shadows of shape \[20\]"):

@@ -17,7 +17,7 @@ from troth.attacks.epsilon_bounds import (
     Curve,
     clopper_pearson_bounds,
     curve_rates_bound,
-    f_dp_one_run_bound,
+    f_dp_best_bound,
     one_run_bound,
 )
 from troth.attacks.roc import scores_of
@@ -138,10 +138,14 @@ def guess_counts(scores: np.ndarray, included: np.ndarray, guesses: int) -> int:
         included: [canaries], bool.
         guesses: how many canaries are guessed about, at most all; those in the middle are abstained from.
     """
-    order = np.argsort(-scores, kind="stable")
-    top = (guesses + 1) // 2
-    bottom = guesses - top
-    return int(included[order[:top]].sum()) + int((~included[order[len(order) - bottom :]]).sum())
+    return _right_guesses(scores, included, [guesses])[0]
+
+
+def _right_guesses(scores: np.ndarray, included: np.ndarray, guesses: Sequence[int]) -> list[int]:
+    """Return `guess_counts` of several numbers of guesses, sorting once."""
+    ordered = included[np.argsort(-scores, kind="stable")]
+    highest, lowest = np.cumsum(np.append(False, ordered)), np.cumsum(np.append(False, ~ordered[::-1]))
+    return [int(highest[(g + 1) // 2] + lowest[g // 2]) for g in guesses]
 
 
 def audit_one_run(
@@ -175,32 +179,30 @@ def audit_one_run(
     _check_family(claim, family)
     shares = _checked(guess_shares)
 
-    def bounds(of: np.ndarray, counts: Sequence[int], correct: Sequence[int], chance: float) -> list[float]:
+    def best(counts: Sequence[int], correct: Sequence[int], of: int, chance: float) -> tuple[int, float]:
         limits = {"delta": claim.delta, "significance": chance}
-        if family is None:
-            return [one_run_bound(c, g, len(of), **limits) for g, c in zip(counts, correct, strict=True)]
-        return [
-            f_dp_one_run_bound(c, g, len(of), family=family, **limits) for g, c in zip(counts, correct, strict=True)
-        ]
+        if family is not None:
+            return f_dp_best_bound(tuple(zip(correct, counts, strict=True)), of, family=family, **limits)
+        found = [one_run_bound(c, g, of, **limits) for g, c in zip(counts, correct, strict=True)]
+        return int(np.argmax(found)), max(found)
 
     if selection == "split":
         first, values, coins = _halves(values, coins, seeds)
         counts = _counts(shares, len(first[0]))
-        proved = bounds(first[0], counts, [guess_counts(*first, g) for g in counts], claim.significance)
-        shares = [shares[int(np.argmax(proved))]]
+        chosen, _ = best(counts, _right_guesses(*first, counts), len(first[0]), claim.significance)
+        shares = [shares[chosen]]
     each = claim.significance / len(shares)
     counts = _counts(shares, len(values))
-    correct = [guess_counts(values, coins, g) for g in counts]
-    found = bounds(values, counts, correct, each)
-    best = int(np.argmax(found))
+    correct = _right_guesses(values, coins, counts)
+    chosen, proved = best(counts, correct, len(values), each)
     return EpsilonBound(
-        found[best],
-        max(bounds(values, counts, counts, each)),
+        proved,
+        best(counts, counts, len(values), each)[1],
         claim,
         "one-run" if family is None else "f-dp-one-run",
         "preset" if len(guess_shares) == 1 else selection,
-        counts[best],
-        correct[best],
+        counts[chosen],
+        correct[chosen],
         len(values),
         "each canary included by an independent fair coin" + ("" if family is None else _OF_FAMILY),
     )

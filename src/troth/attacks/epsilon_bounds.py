@@ -16,19 +16,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, special
 
-from troth.accounting import Mechanism, composed_epsilon, privacy_profile
+from troth.attacks.trade_off_curves import Curve, DpSgdCurves, dp_sgd_curve, gaussian_curve
 
 __all__ = [
     "Curve",
     "clopper_pearson_bounds",
     "curve_rates_bound",
     "dp_sgd_curve",
+    "f_dp_best_bound",
     "f_dp_one_run_bound",
     "f_dp_rejects",
     "gaussian_curve",
@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 _MOST = 60.0  # nats; no count of guesses within reach proves more
-_LEAST_NOISE, _MOST_NOISE = 0.02, 1e4  # noise multipliers among which a curve is looked for
-_PROFILE = np.concatenate([[0.0], np.geomspace(1e-2, 60.0, 120)])  # where a profile is read, in nats
+_TOLERANCE = 1e-3
+_LEAST_OCTAVE, _MOST_OCTAVE, _MOST_NOISE = -6, 14, 1e4  # noise multipliers (powers of 2) among which curves lie
 
 
 def clopper_pearson_bounds(
@@ -100,7 +100,13 @@ def curve_rates_bound(
     """
     limits = _limits(np.array([true_positives]), members, np.array([false_positives]), nonmembers, significance)
     hit, alarm = (float(limit[0]) for limit in limits)
-    return _largest_refuted(lambda noise: family(noise).least_wrong(hit) > alarm, family, delta, 1e-3)
+    cells = _cells(_TOLERANCE)
+
+    def refutes(curve: Curve) -> bool:
+        return curve.least_wrong(hit) > alarm
+
+    noise = _least_refuted(refutes, family, _first_refuted(refutes, family, cells), cells)
+    return 0.0 if noise is None else family(noise).epsilon(delta)
 
 
 def one_run_p_value(correct: int, guesses: int, canaries: int, epsilon: float, delta: float) -> float:
@@ -141,62 +147,6 @@ def one_run_bound(correct: int, guesses: int, canaries: int, *, delta: float, si
     return float(optimize.brentq(excess, 0.0, _MOST, xtol=1e-9))
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """What a mechanism of some noise multiplier allows.
-
-    Attributes:
-        least_wrong: from the chance r of an event where the guess is right, the least chance of it where it is wrong:
-            the inverse of the blow-up function 1 - f of the trade-off function f.
-        epsilon: from delta, the mechanism's epsilon.
-    """
-
-    least_wrong: Callable[[float], float]
-    epsilon: Callable[[float], float]
-
-
-@lru_cache(maxsize=4096)
-def gaussian_curve(noise_multiplier: float) -> Curve:
-    """Return the curve of one Gaussian mechanism: Φ(Φ⁻¹(r) - 1/σ) (Dong, Roth and Su, arXiv 1905.02383)."""
-    shift = 1 / noise_multiplier
-
-    def gap(epsilon: float, delta: float) -> float:
-        high = special.log_ndtr(-epsilon / shift + shift / 2)
-        low = epsilon + special.log_ndtr(-epsilon / shift - shift / 2)
-        return float(np.exp(high) - np.exp(low)) - delta
-
-    def epsilon(delta: float) -> float:
-        if gap(0.0, delta) <= 0:
-            return 0.0
-        most = shift * shift / 2 + shift * 40
-        return float(optimize.brentq(gap, 0.0, most, args=(delta,), xtol=1e-9))
-
-    return Curve(lambda r: float(special.ndtr(special.ndtri(r) - shift)), epsilon)
-
-
-def dp_sgd_curve(sampling_rate: float, steps: int) -> Callable[[float], Curve]:
-    """Return the family of DP-SGD's curves, indexed by noise multiplier, from the accountant's privacy profile.
-
-    An event of chance r has at least (r - δ(ε)) e^-ε under a neighbour, for every ε: the largest of these on a grid of
-    ε is a valid lower bound, hence the family is never stricter than the accountant's own.
-
-    Args:
-        sampling_rate: of Poisson sampling, in (0, 1].
-        steps: of the whole run.
-    """
-
-    @lru_cache(maxsize=256)
-    def family(noise_multiplier: float) -> Curve:
-        parts = [(Mechanism(sampling_rate, noise_multiplier), steps)]
-        profile = privacy_profile(parts, _PROFILE)
-        shrink = np.exp(-_PROFILE)
-        return Curve(
-            lambda r: max(0.0, float(np.max((r - profile) * shrink))), lambda delta: composed_epsilon(parts, delta)
-        )
-
-    return family
-
-
 def f_dp_rejects(correct: int, guesses: int, canaries: int, curve: Curve, significance: float) -> bool:
     """Return whether so many correct guesses refute the curve (Mahloujifar et al., arXiv 2410.22235, algorithm 3).
 
@@ -215,7 +165,6 @@ def f_dp_rejects(correct: int, guesses: int, canaries: int, curve: Curve, signif
     return right + wrong > guesses / canaries
 
 
-@lru_cache(maxsize=65536)
 def f_dp_one_run_bound(
     correct: int,
     guesses: int,
@@ -224,7 +173,7 @@ def f_dp_one_run_bound(
     family: Callable[[float], Curve],
     delta: float,
     significance: float,
-    tolerance: float = 1e-3,
+    tolerance: float = _TOLERANCE,
 ) -> float:
     """Return the largest epsilon of the family that so many correct guesses refute, at least 0.
 
@@ -237,32 +186,131 @@ def f_dp_one_run_bound(
         significance: chance of a bound above the truth, in (0, 1).
         tolerance: relative, of the noise multiplier; the refuted end is taken.
     """
+    count = ((correct, guesses),)
+    return f_dp_best_bound(count, canaries, family=family, delta=delta, significance=significance, tolerance=tolerance)[
+        1
+    ]
 
-    def rejected(noise: float) -> bool:
-        return f_dp_rejects(correct, guesses, canaries, family(noise), significance)
 
-    return _largest_refuted(rejected, family, delta, tolerance) if guesses else 0.0
+@lru_cache(maxsize=65536)
+def f_dp_best_bound(
+    counts: tuple[tuple[int, int], ...],
+    canaries: int,
+    *,
+    family: Callable[[float], Curve],
+    delta: float,
+    significance: float,
+    tolerance: float = _TOLERANCE,
+) -> tuple[int, float]:
+    """Return which of several counts proves most (the first of equal ones) and its `f_dp_one_run_bound`.
+
+    One search for all of them: each curve is made once, and only the best count's is looked for.
+
+    Args:
+        counts: (correct, guesses) of each.
+        canaries: as in `f_dp_one_run_bound`, like the rest.
+        family: see there.
+        delta: see there.
+        significance: of each count.
+        tolerance: see there.
+    """
+    starts = [
+        _start(correct, guesses, canaries, family=family, significance=significance, tolerance=tolerance)
+        for correct, guesses in counts
+        if guesses
+    ]
+
+    def refuting(curve: Curve) -> int | None:
+        """Return the first count that refutes the curve."""
+        tried = ((place, correct, guesses) for place, (correct, guesses) in enumerate(counts) if guesses)
+        return next((p for p, c, g in tried if f_dp_rejects(c, g, canaries, curve, significance)), None)
+
+    start = min((cell for cell in starts if cell is not None), default=None)
+    noise = _least_refuted(lambda curve: refuting(curve) is not None, family, start, _cells(tolerance))
+    if noise is None:
+        return 0, 0.0
+    return refuting(family(noise)) or 0, family(noise).epsilon(delta)
 
 
-def _largest_refuted(
-    rejected: Callable[[float], bool], family: Callable[[float], Curve], delta: float, tolerance: float
-) -> float:
-    """Return epsilon at the smallest refuted noise multiplier; curves of more noise are refuted with it."""
-    if not rejected(_MOST_NOISE):
-        return 0.0
-    refuted, kept = _MOST_NOISE, 1.0
-    while rejected(kept):
-        if kept < _LEAST_NOISE:
-            return family(kept).epsilon(delta)
-        refuted, kept = kept, kept / 2
-    if kept == 1.0:
-        refuted = 2.0
-        while not rejected(refuted):
-            refuted, kept = 2 * refuted, refuted
-    while refuted / kept > 1 + tolerance:
-        middle = math.sqrt(refuted * kept)
-        refuted, kept = (middle, kept) if rejected(middle) else (refuted, middle)
-    return family(refuted).epsilon(delta)
+@lru_cache(maxsize=65536)
+def _start(
+    correct: int,
+    guesses: int,
+    canaries: int,
+    *,
+    family: Callable[[float], Curve],
+    significance: float,
+    tolerance: float,
+) -> int | None:
+    """Return the first cell that a count refutes, by the family's rough curves where it has them."""
+    return _first_refuted(
+        lambda curve: f_dp_rejects(correct, guesses, canaries, curve, significance), family, _cells(tolerance)
+    )
+
+
+def _cells(tolerance: float) -> int:
+    """Return into how many cells an octave of noise multipliers is cut: cell c is at 2 ** (c / cells)."""
+    return int(2 ** max(0, math.ceil(math.log2(math.log(2) / math.log1p(tolerance)))))
+
+
+def _least_refuted(
+    refutes: Callable[[Curve], bool], family: Callable[[float], Curve], start: int | None, cells: int
+) -> float | None:
+    """Return the smallest refuted noise multiplier on the grid, None where none is; those above it are refuted too.
+
+    Curves may take seconds to make: `start` is what `_first_refuted` found on rough ones, and the exact ones next to it
+    decide. Where a family has no rough ones, they have done so.
+    """
+    if not isinstance(family, DpSgdCurves):
+        return None if start is None else 2 ** (start / cells)
+    if start is None and not refutes(family(_MOST_NOISE)):
+        return None
+    low, high = _LEAST_OCTAVE * cells - 1, _MOST_OCTAVE * cells
+    found = high if start is None else start
+
+    def refuted(cell: int) -> bool:
+        return refutes(family(2 ** (cell / cells)))
+
+    # Away from the place found, in growing steps, until one curve is refuted and one is kept.
+    away, first = 1, refuted(found)
+    low, high = (low, found) if first else (found, high)
+    while high - low > 1:
+        tried = max(low + 1, found - away) if first else min(high - 1, found + away)
+        away, here = 2 * away, refuted(tried)
+        low, high = (low, tried) if here else (tried, high)
+        if here != first:
+            break
+    if high == _MOST_OCTAVE * cells and not refutes(family(_MOST_NOISE)):
+        return None
+    return float(2 ** (_between(refuted, low, high) / cells))
+
+
+def _first_refuted(refutes: Callable[[Curve], bool], family: Callable[[float], Curve], cells: int) -> int | None:
+    """Return the first refuted cell, from noise multiplier 1 outwards: the further, the slower are curves to make."""
+    curves = family.rough if isinstance(family, DpSgdCurves) else family
+
+    def refuted(cell: int) -> bool:
+        return refutes(curves(2 ** (cell / cells)))
+
+    octave = 0
+    if refuted(0):
+        while octave > _LEAST_OCTAVE and refuted((octave - 1) * cells):
+            octave -= 1
+        if octave == _LEAST_OCTAVE:
+            return octave * cells
+    else:
+        if not refutes(curves(_MOST_NOISE)):
+            return None
+        octave = next(o for o in range(1, _MOST_OCTAVE + 1) if o == _MOST_OCTAVE or refuted(o * cells))
+    return _between(refuted, (octave - 1) * cells, octave * cells)
+
+
+def _between(refuted: Callable[[int], bool], low: int, high: int) -> int:
+    """Return the first refuted cell above `low`, at most `high`, by halving."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if refuted(middle) else (middle, high)
+    return high
 
 
 def joint_beta_interval(

@@ -20,18 +20,23 @@ from troth.intervals import Interval
 from troth.results import Json, Measurement
 from troth.seeds import PublicSeeds
 
-__all__ = ["MembershipResult", "loss_attack", "measure_membership", "overlapping_nonmembers"]
+__all__ = ["FALSE_POSITIVE_RATES", "MembershipResult", "loss_attack", "measure_membership", "overlapping_nonmembers"]
 
 MINIMUM_EXAMPLES = 30  # on each side, below which DeLong's normal approximation is not relied on
+FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
+PRIORS = (0.01, 0.1, 0.5)
+_PREDICTED_AT = 0.01  # the false-positive rate at which the predictive value is taken
+_BINS = 40
+_SHARED_CONFIDENCE = 0.975  # of each of two intervals that together give one of 95 %
 
 
 class MembershipResult(NamedTuple):
     """What a membership attack found.
 
     Attributes:
-        measurements: area under the curve, and for each false-positive rate the true-positive rate and the rate
-            achieved; warnings stand in each one's protocol.
-        series: ``<prefix>.roc`` -> points of the curve, for plotting.
+        measurements: area under the curve, for each false-positive rate the true-positive rate and the rate achieved,
+            and for each prior the predictive value; warnings stand in each one's protocol.
+        series: ``<prefix>.roc`` -> points of the curve, ``<prefix>.histogram`` -> counts by score, for plotting.
     """
 
     measurements: tuple[Measurement, ...]
@@ -77,7 +82,7 @@ def loss_attack(
     *,
     seeds: PublicSeeds,
     prefix: str = "attack.membership.loss",
-    false_positive_rates: Sequence[float] = (0.01,),
+    false_positive_rates: Sequence[float] = FALSE_POSITIVE_RATES,
     ids: tuple[Sequence[object], Sequence[object]] | None = None,
     nonmembers_from: str | None = None,
     outside_guarantee: bool = True,
@@ -119,7 +124,7 @@ def measure_membership(
     *,
     seeds: PublicSeeds,
     prefix: str,
-    false_positive_rates: Sequence[float] = (0.01,),
+    false_positive_rates: Sequence[float] = FALSE_POSITIVE_RATES,
     protocol: Mapping[str, Json] = {},
     outside_guarantee: bool = True,
 ) -> MembershipResult:
@@ -128,7 +133,10 @@ def measure_membership(
     All non-members count for the area and the curve. For the rates they are split in two by the public seed: one half
     (the smaller, where their number is odd) sets the threshold, the other measures the false-positive rate achieved.
 
-    Names: ``<prefix>.auc``, and for each rate r ``<prefix>.tpr_at_fpr_r`` and ``<prefix>.fpr_at_threshold_r``.
+    Names: ``<prefix>.auc``, for each rate r ``<prefix>.tpr_at_fpr_r`` and ``<prefix>.fpr_at_threshold_r``, and for the
+    priors 1, 10 and 50 % ``<prefix>.ppv_at_prior_p``: the chance that who is called a member is one, where a share p of
+    those asked about are, at the threshold for a false-positive rate of 1 % (the first rate where that is not among
+    them).
 
     Guarantees:
     - members and evaluation non-members never touch the threshold;
@@ -146,8 +154,47 @@ def measure_membership(
     for rate in false_positive_rates:
         point = tpr_at_fpr(members, held_out, evaluation, rate)
         found += [_true_positives(point, prefix, facts), _false_positives(point, prefix, facts)]
+    rate = _PREDICTED_AT if _PREDICTED_AT in false_positive_rates else false_positive_rates[0]
+    point = tpr_at_fpr(members, held_out, evaluation, rate, confidence=_SHARED_CONFIDENCE)
+    found += [_predictive_value(point, prior, prefix, facts) for prior in PRIORS]
     stamped = tuple(replace(m, outside_guarantee=outside_guarantee) for m in found)
-    return MembershipResult(stamped, {f"{prefix}.roc": roc_points(members, nonmembers)})
+    series = {f"{prefix}.roc": roc_points(members, nonmembers), f"{prefix}.histogram": _histogram(members, nonmembers)}
+    return MembershipResult(stamped, series)
+
+
+def _predictive_value(point: OperatingPoint, prior: float, prefix: str, facts: Mapping[str, Json]) -> Measurement:
+    """Return the share of members among those called members; both rates' intervals at 97.5 % give its 95 %."""
+    true, false = point.true_positive_interval, point.false_positive_interval
+    made = _rate(f"{prefix}.ppv_at_prior_{prior:g}", point, 0.0, Interval(0.0, 1.0, 0.95, "clopper-pearson-both-rates"))
+    value = _posterior(prior, point.true_positive_rate, point.false_positive_rate)
+    return replace(
+        made,
+        value=None if made.value is None else value,
+        low=None if made.value is None else _posterior(prior, true.low, false.high),
+        high=None if made.value is None else _posterior(prior, true.high, false.low),
+        n=point.members + point.evaluated,
+        direction="lower",
+        neutral=prior,
+        protocol={**facts, **made.protocol, "prior": prior},
+    )
+
+
+def _posterior(prior: float, true_rate: float | None, false_rate: float | None) -> float | None:
+    """Return Bayes' share of members among the accused; None where nobody is accused."""
+    hits, alarms = prior * (true_rate or 0.0), (1 - prior) * (false_rate or 0.0)
+    return hits / (hits + alarms) if hits + alarms else None
+
+
+def _histogram(members: np.ndarray, nonmembers: np.ndarray) -> list[dict[str, Json]]:
+    """Return counts of both sides in bins of equal width between the 0.5 % and 99.5 % quantiles, tails in the ends."""
+    both = np.concatenate([members, nonmembers])
+    low, high = np.quantile(both, [0.005, 0.995])
+    edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
+    counts = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0].tolist() for side in (members, nonmembers)]
+    return [
+        {"low": a, "high": b, "members": m, "nonmembers": n}
+        for a, b, m, n in zip(edges[:-1].tolist(), edges[1:].tolist(), *counts, strict=True)
+    ]
 
 
 def _area(members: np.ndarray, nonmembers: np.ndarray, prefix: str, facts: Mapping[str, Json]) -> Measurement:
