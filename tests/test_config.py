@@ -89,11 +89,18 @@ WRONG = {
     "clients by another role": ({"federated": {"clients": "usr"}}, "federated.clients = 'usr': input should be 'user'"),
     "layers to freeze misspelt": ({"model": {"trainable": {"freez": ["a"]}}}, "input should be 'freeze'"),
     "distillation": ({"distill": {"teacher": "folder"}}, "[distill] is not part of this version yet"),
-    "an attack of later": ({"attack": {"membership": ["loss", "rmia"]}}, "'rmia' is not part of this version yet"),
+    "an odd shadow": ({"attack": {"shadows": 7}}, "attack.shadows = 7: shadows come in pairs"),
+    "an attack twice": ({"attack": {"membership": ["loss", "loss"]}}, "names an attack twice"),
+    "no attack": ({"attack": {"membership": []}}, "nothing to do"),
+    "scores and a twin": ({"attack": {"scores": "s.csv", "audit": {}}}, "leave members, canaries and audit out"),
+    "members and a holdout": (
+        {"attack": {"members": "m.csv", "nonmembers": {"holdout": 0.5}}},
+        "goes with a file of nonmembers",
+    ),
+    "all held out": ({"attack": {"nonmembers": {"holdout": 1.0}}}, "attack.nonmembers.holdout = 1.0"),
     "a metric of later": ({"fairness": {"metrics": ["prediction_sensitivity"]}}, "not part of this version yet"),
     "an engine of later": ({"federated": {"engine": "flower"}}, "'flower' is not part of this version yet"),
-    "an audit": ({"attack": {"audit": {"canaries": 1000}}}, "attack.audit is not part of this version yet"),
-    "a twin": ({"attack": {"nonmembers": {"holdout": 0.5}}}, "attack.nonmembers.holdout is not part of this version"),
+    "an audit of nobody": ({"attack": {"audit": {"canaries": 0}}}, "attack.audit.canaries = 0"),
     "a value for a section": ({"train": 3}, "train = 3: input should be a table"),
 }
 

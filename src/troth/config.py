@@ -298,12 +298,90 @@ class FederatedConfig(_Section):
         return data
 
 
+Membership = Literal[
+    "loss",
+    "modified_entropy",
+    "margin",
+    "quantile",
+    "zlib",
+    "min_k",
+    "min_k_plus_plus",
+    "reference",
+    "rmia",
+    "lira",
+    "student_t",
+    "shokri",
+]
+WITH_SHADOWS: tuple[Membership, ...] = ("rmia", "lira", "student_t", "shokri")
+
+
+class HoldoutConfig(_Section):
+    """Non-members held out of the training rows: a twin is trained on the rest and attacked."""
+
+    holdout: Fraction = Field(description="share of the training rows, drawn by the public seed")
+
+
+class CanariesConfig(_Section):
+    """Codes planted in the training rows of a twin, and looked for in it."""
+
+    pattern: str = Field(
+        "my pin code is {d}{d}{d}{d}", min_length=1, description="{d} a digit, {d*6} six of them, {color} a colour"
+    )
+    count: Count = Field(10, description="canaries, dealt over `repeats`")
+    repeats: list[Count] = Field([1, 10, 100], min_length=1, description="how often a canary stands in the rows")
+    label: str | None = Field(None, min_length=1, description="an existing label or tag; default: one of their own")
+    extraction: list[Literal["enumerate", "gradient", "beam"]] = Field(["enumerate"], min_length=1)
+
+
+class AuditConfig(_Section):
+    """A lower bound on epsilon from canaries that join the training rows of a twin once, each by the toss of a coin."""
+
+    canaries: Annotated[int, Field(ge=10)] = 1000
+    confidence: Fraction = 0.95
+
+
 class AttackConfig(_Section):
     """Which attacks to run, and on whom."""
 
-    membership: list[Literal["loss"]] = Field(["loss"], min_length=1)
-    nonmembers: str = Field("test", description="'test', 'validation' or a file of rows never trained on")
+    membership: list[Membership] = Field(["loss"])
+    shadows: Annotated[int, Field(ge=2, le=256)] = Field(8, description="shadow models, in complementary pairs")
+    shadow_training: Literal["full", "frozen_features"] = Field(
+        "full", description="as the target was trained, or a head alone on the target's frozen features (a weaker game)"
+    )
+    reference: str | None = Field(
+        None, min_length=1, description="base model of 'reference'; default: model.checkpoint, before it was fine-tuned"
+    )
+    members: str | None = Field(
+        None, min_length=1, description="file of rows that model.checkpoint was trained on elsewhere; it is the target"
+    )
+    nonmembers: str | HoldoutConfig = Field(
+        "test", description="'test', 'validation', a file of rows never trained on, or { holdout = 0.5 }"
+    )
+    scores: str | None = Field(
+        None, min_length=1, description="file of scores made elsewhere (columns score, member): no model is needed"
+    )
     maximum_members: Count = Field(20_000, description="members drawn at random where there are more")
+    canaries: CanariesConfig | None = None
+    audit: AuditConfig | None = None
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.shadows % 2:
+            raise ValueError(f"attack.shadows = {self.shadows}: shadows come in pairs; give an even number")
+        if len(set(self.membership)) < len(self.membership):
+            raise ValueError("attack.membership: names an attack twice")
+        if not (self.membership or self.canaries or self.audit or self.scores):
+            raise ValueError("attack: nothing to do; name an attack in attack.membership, canaries or audit")
+        if self.scores is not None and (self.canaries or self.audit or self.members):
+            raise ValueError("attack.scores is attacked as it is: leave members, canaries and audit out")
+        if self.members is not None and isinstance(self.nonmembers, HoldoutConfig):
+            raise ValueError("attack.members goes with a file of nonmembers: such a model is not trained again")
+        return self
+
+    @property
+    def shadowed(self) -> bool:
+        """Whether an attack wants shadow models."""
+        return any(name in WITH_SHADOWS for name in self.membership)
 
 
 class FairnessConfig(_Section):
@@ -338,7 +416,9 @@ class RunConfig(_Section):
     fairness: FairnessConfig | None = None
     report: ReportConfig | None = None
     gate: GateConfig | None = None
-    grid: dict[str, list[Any]] | None = Field(None, description="dotted keys, or seeds, to lists of values")
+    grid: dict[str, list[Any] | bool] | None = Field(
+        None, description="dotted keys, or seeds, to lists of values; one_at_a_time = true varies one key at a time"
+    )
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:

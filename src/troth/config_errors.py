@@ -21,12 +21,6 @@ LATER_KEYS = frozenset(
         "federated.stream",
         "federated.labels",
         "federated.secure_aggregation",
-        "attack.shadows",
-        "attack.canaries",
-        "attack.audit",
-        "attack.members",
-        "attack.nonmembers.holdout",
-        "attack.scores",
         "fairness.suite",
         "fairness.models",
         "fairness.lexicon",
@@ -35,7 +29,6 @@ LATER_KEYS = frozenset(
 """Sections and keys that run files will have, and this version does not do yet."""
 
 LATER_VALUES: Mapping[str, tuple[str, ...]] = {
-    "attack.membership": ("rmia",),
     "fairness.metrics": ("prediction_sensitivity",),
     "federated.engine": ("flower",),
 }

@@ -90,7 +90,9 @@ CONFIGS = {
     "unknown metric": ("[fairness]\nmetrics = ['niceness']", "niceness"),
     "gate on nothing": ("[gate]\nrules = ['test.acuracy >= 0.5']", "test.accuracy"),
     "gate on an attack not made": ("[gate]\nrules = ['attack.membership.loss.auc <= 1']", "[attack]"),
-    "attack of a later version": ("[attack]\nmembership = ['rmia']", "not part of this version yet"),
+    "attack of another task": ("[attack]\nmembership = ['margin']\nnonmembers = { holdout = 0.5 }", "is for tagging"),
+    "few shadows": ("[attack]\nmembership = ['lira']\nshadows = 2\nnonmembers = { holdout = 0.5 }", "shadows = 4"),
+    "no reference": ("[attack]\nmembership = ['reference']\nnonmembers = { holdout = 0.5 }", "attack.reference"),
     "distillation": ("[distill]\nteacher = 'x'", "[distill] is not part of this version yet"),
     "misspelt partition": (
         "[federated]\nclients = { partition = 'label_dirichlt', clients = 2 }",

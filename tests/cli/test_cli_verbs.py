@@ -17,7 +17,7 @@ KEYS = {
 STAGES = (
     "training",
     "scoring",
-    "attacking: membership by loss",
+    "membership by loss",
     "comparing groups: accuracy_gap",
     "writing the report",
 )

@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures empty, for tests of what stands around them: drawing takes nearly all of a page's time."""
-    monkeypatch.setattr("troth.report.plots._draw", lambda paint, height, salt: "<svg></svg>")
+    monkeypatch.setattr("troth.report.drawing.draw", lambda paint, height, salt: "<svg></svg>")
 
 
 @pytest.fixture

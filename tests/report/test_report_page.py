@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
 import pytest
+from attacked import attacked
 from hostile import HOSTILE, finished, hostile_record, read_aloud
 
 from troth.report import write_report
@@ -137,6 +138,27 @@ def test_every_cell_and_its_text_lie_on_the_screen(browser: Browser, tmp_path: P
         out_of_sight[width] = page.evaluate(OUT_OF_SIGHT)
     page.close()
     assert out_of_sight == {320: [], 400: [], 768: [], 1200: []}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("runs", [1, 6])
+@pytest.mark.usefixtures("undrawn")
+def test_every_cell_of_the_attacks_lies_on_the_screen_and_on_paper(browser: Browser, tmp_path: Path, runs: int) -> None:
+    """Folds opened: tables of attacks, audits, canaries and settings, of one run and of a sweep."""
+    made = [attacked(f"sweep_epsilon-{i}", epsilon=0.5 * 2**i, secret="x") for i in range(runs)]
+    page = opened(browser, write_report([finished(m, tmp_path) for m in made], tmp_path / "report.html"), 320)
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    out_of_sight = {}
+    for width in (320, 768, 1200):
+        page.set_viewport_size({"width": width, "height": 900})
+        out_of_sight[width] = page.evaluate(OUT_OF_SIGHT)
+    page.set_viewport_size({"width": 718, "height": 900})
+    page.emulate_media(media="print")
+    out_of_sight[0] = page.evaluate(OUT_OF_SIGHT)
+    anchors = page.locator("main > section").evaluate_all("sections => sections.map(s => s.id)")
+    assert {"membership", "audit", "canaries"} <= set(anchors) and ("theory" in anchors) == (runs > 1)
+    page.close()
+    assert out_of_sight == {320: [], 768: [], 1200: [], 0: []}
 
 
 @pytest.mark.browser

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["execute", "execute_alone"]
 
 
-def execute(verb: str, config: RunConfig, base: Path, *, resume: bool, as_json: bool, quiet: bool) -> None:
+def execute(
+    verb: str,
+    config: RunConfig,
+    base: Path,
+    *,
+    resume: bool,
+    as_json: bool,
+    quiet: bool,
+    show_text: bool = False,
+) -> None:
     """Run `verb` on a run file (or on its grid), print the record and hold its gates.
 
     Raises:
@@ -26,15 +35,24 @@ def execute(verb: str, config: RunConfig, base: Path, *, resume: bool, as_json: 
     from troth.report import ReportWriter
     from troth.runs.pipeline import Pipeline
 
-    pipeline = Pipeline(base, make_progress(quiet), ReportWriter())
+    pipeline = Pipeline(base, make_progress(quiet), ReportWriter(), show_text)
     go = pipeline.run if config.grid is None else pipeline.grid
     record = go(config, verb, resume=resume)
     emit(record, as_json=as_json)
     hold_gates(record)
 
 
-def execute_alone(verb: str, config: RunConfig, base: Path, folder: Path | None, *, as_json: bool, quiet: bool) -> None:
-    """Run a verb on the model of a finished run, print its record and hold its gates.
+def execute_alone(
+    verb: str,
+    config: RunConfig,
+    base: Path,
+    folder: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    show_text: bool = False,
+) -> None:
+    """Run a verb on the model of a finished run (attack: of each point of a grid), print its record and hold its gates.
 
     Raises:
         GateNotMet: after printing, where a rule of [gate] does not hold.
@@ -42,7 +60,11 @@ def execute_alone(verb: str, config: RunConfig, base: Path, folder: Path | None,
     from troth.report import ReportWriter
     from troth.runs.pipeline import Pipeline
 
-    record = Pipeline(base, make_progress(quiet), ReportWriter()).alone(config, verb, folder)
+    pipeline = Pipeline(base, make_progress(quiet), ReportWriter(), show_text)
+    if config.grid is not None and verb == "attack" and folder is None:
+        record = pipeline.grid(config, verb)
+    else:
+        record = pipeline.alone(config, verb, folder)
     emit(record, as_json=as_json)
     hold_gates(record)
 

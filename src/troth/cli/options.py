@@ -23,6 +23,7 @@ __all__ = [
     "RunFile",
     "RunPath",
     "Set",
+    "ShowText",
     "Without",
     "help_without_command",
     "make_progress",
@@ -40,6 +41,9 @@ Device = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on standard error")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue the newest unfinished run of this file")]
+ShowText = Annotated[
+    bool, typer.Option("--show-text", help="put the text of the most exposed rows into the attack's record and report")
+]
 RunPath = Annotated[Path | None, typer.Option("--run", metavar="FOLDER", help="a run folder instead of the newest")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder that holds run folders")]
 

@@ -22,7 +22,8 @@ __all__ = ["report"]
 
 def report(
     run_file: Annotated[
-        Path | None, typer.Argument(help="the run file; its newest finished run is reported", metavar="RUN.toml")
+        Path | None,
+        typer.Argument(help="the run file: its newest finished run, or each of its grid", metavar="RUN.toml"),
     ] = None,
     run: Annotated[
         list[Path] | None, typer.Option("--run", metavar="FOLDER", help="a run folder; may be repeated")
@@ -58,6 +59,7 @@ def _find(run_file: Path | None, runs: list[Path]) -> tuple[list[RunFolder], Pat
     """Return the runs to report and where the page goes by default."""
     from troth.config import load
     from troth.runs.folders import find_finished, open_run
+    from troth.runs.grid import expand
 
     if run_file is None and not runs:
         raise ConfigError("troth report: name a run file or --run FOLDER")
@@ -66,5 +68,9 @@ def _find(run_file: Path | None, runs: list[Path]) -> tuple[list[RunFolder], Pat
     if run_file is not None:
         config = load(run_file)
         name = config.report.path if config.report else name
-        folders = folders or [find_finished(config, run_file.resolve().parent / config.run.out)]
+        points = [config] if config.grid is None else [point.config for point in expand(config)]
+        out = run_file.resolve().parent / config.run.out
+        folders = folders or [find_finished(point, out) for point in points]
+        if config.grid is not None and not runs:
+            return folders, out / f"{config.run.name}.html"
     return folders, folders[0].path / name

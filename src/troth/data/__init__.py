@@ -5,7 +5,7 @@ from troth.data.home import home
 from troth.data.raw import LONGEST_ROW
 from troth.data.read import load, read
 from troth.data.roles import REQUIRED
-from troth.data.table import ROLES, Splits, Table, from_rows
+from troth.data.table import ROLES, Splits, Table, concatenated, from_rows
 from troth.data.units import Units, privacy_units
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Splits",
     "Table",
     "Units",
+    "concatenated",
     "from_rows",
     "home",
     "load",

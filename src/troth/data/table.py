@@ -19,7 +19,7 @@ from troth.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ROLES", "Splits", "Table", "from_rows", "table_of"]
+__all__ = ["ROLES", "Splits", "Table", "concatenated", "from_rows", "table_of"]
 
 ROLES = (
     "text",
@@ -119,6 +119,13 @@ def table_of(columns: pa.Table, source: str) -> Table:
     """Return a table over Arrow columns already named by role, with no check of their values."""
     # A random fingerprint keeps `datasets` from hashing the columns by pickling them, and two sets from being confused.
     return Table(datasets.Dataset(columns, fingerprint=secrets.token_hex(8)), source)
+
+
+def concatenated(tables: Sequence[Table], source: str) -> Table:
+    """Return the rows of all tables one after the other, with the roles that every one of them has."""
+    roles = [role for role in ROLES if all(table.has(role) for table in tables)]
+    parts = [table.arrow.select(roles) for table in tables]
+    return table_of(pa.concat_tables(parts, promote_options="permissive"), source)
 
 
 def _array(role: str, values: list[Any]) -> pa.Array:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from troth.report.attack_names import family, is_secret
 from troth.report.reading import Run
 from troth.report.tables import UNSUPPORTED, names_of, number, percent
 from troth.results import Measurement
 
-__all__ = ["Fact", "Method", "methods"]
+__all__ = ["Fact", "Method", "method_groups", "methods"]
+
+_FEW = 3  # measurements of an attack; more are folded away together
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ def _facts(m: Measurement) -> dict[str, str]:
         facts["supported"] = f"no: {UNSUPPORTED}"
     if m.outside_guarantee:
         facts["privacy"] = "private rows were read, outside of the guarantee"
-    told = {k.replace("_", " "): number(v) for k, v in m.protocol.items() if v not in ([], {}, "")}
+    open_keys = {k: v for k, v in m.protocol.items() if not is_secret(m.name, k, v)}
+    told = {k.replace("_", " "): number(v) for k, v in open_keys.items() if v not in ([], {}, "")}
     return facts | {k: v for k, v in told.items() if k not in facts}
 
 
@@ -70,3 +74,12 @@ def methods(runs: Sequence[Run]) -> tuple[Method, ...]:
         keys = dict.fromkeys(key for _, facts in found for key in facts)
         told.append(Method(name, tuple(_shared(key, found) for key in keys)))
     return tuple(told)
+
+
+def method_groups(told: Sequence[Method]) -> dict[str, tuple[Method, ...]]:
+    """Return the methods of attacks with many measurements, by attack; the others stand for themselves."""
+    groups: dict[str, list[Method]] = {}
+    for method in told:
+        if method.name.startswith("attack."):
+            groups.setdefault(family(method.name), []).append(method)
+    return {title: tuple(group) for title, group in groups.items() if len(group) > _FEW}

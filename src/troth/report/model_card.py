@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from troth.files import write_text
+from troth.report.attack_names import is_detail
 from troth.report.nonmembers import nonmembers_told
 from troth.report.tables import UNSUPPORTED, interval, number, percent
 from troth.results import Measurement, Privacy, Record
@@ -48,7 +49,7 @@ def _privacy_lines(privacy: Privacy | None) -> list[str]:
 
 def _measurement_line(m: Measurement) -> str:
     value = number(m.value) if m.supported else f"{number(m.value)} (not supported: {UNSUPPORTED})"
-    known = m.value is not None and m.low is not None and m.high is not None
+    known = m.value is not None and (m.low is not None or m.high is not None)
     ends = f"{interval(m.low, m.high)}, {m.interval_method} at {percent(m.confidence)}" if known else "not defined"
     return f"| {m.name} | {value} | {ends} | {m.n:,} | {m.unit} |"
 
@@ -75,7 +76,10 @@ def _evaluations(record: Record) -> list[EvalResult]:
             metric_name=m.name,
         )
         for m in record.measurements
-        if m.value is not None and m.supported and m.name.startswith(("test.", "attack.", "fairness."))
+        if m.value is not None
+        and m.supported
+        and m.name.startswith(("test.", "attack.", "fairness."))
+        and not is_detail(m.name)
     ]
 
 
@@ -86,7 +90,7 @@ def model_card(record: Record) -> str:
         library_name="transformers", tags=["troth"], model_name=record.name, eval_results=results or None
     )
     lines = [f"# {_text(record.name)}", "", "## Differential privacy", "", *_privacy_lines(record.privacy), ""]
-    rows = [m for m in record.measurements if m.interval_method != "exact"]
+    rows = [m for m in record.measurements if m.interval_method != "exact" and not is_detail(m.name)]
     if rows:
         lines += ["## Measurements", "", "| name | value | interval | n | unit |", "| --- | --- | --- | --- | --- |"]
         lines += [*map(_measurement_line, rows), "", *_nonmember_lines(record, rows), ""]

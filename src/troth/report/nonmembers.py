@@ -8,6 +8,7 @@ from troth.results import Measurement, Record
 __all__ = ["nonmembers_told"]
 
 _SPLITS = ("test", "validation")
+_HELD_OUT = ("holdout", "held out of the training rows")
 
 
 def nonmembers_told(m: Measurement, record: Record) -> str:
@@ -20,6 +21,16 @@ def nonmembers_told(m: Measurement, record: Record) -> str:
     attack, data = record.config.get("attack"), record.config.get("data")
     asked = attack.get("nonmembers") if isinstance(attack, dict) else None
     source = m.protocol.get("nonmembers_from", asked)
+    if isinstance(attack, dict) and attack.get("scores") is not None and "nonmembers_from" not in m.protocol:
+        return (
+            "whom the file of scores calls a non-member; non-members of another distribution than the members let the "
+            "attack see that shift as well as what was memorised."
+        )
+    if source in _HELD_OUT or (isinstance(source, dict) and "holdout" in source):
+        return (
+            "training rows held out by chance from the model that was attacked, a twin trained on the rest, so that "
+            "members and non-members are of the same distribution and the attack sees what was memorised."
+        )
     if not isinstance(source, str):
         return (
             "the record does not say where they came from; rows of another distribution than the training rows let "

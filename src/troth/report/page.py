@@ -17,6 +17,8 @@ from troth.runs.folders import RunFolder
 
 __all__ = ["render", "write_report"]
 
+_NAMED, _LISTED = 8, 3  # runs that a title names at most, and how many of more
+
 
 def _resource(name: str) -> str:
     return resources.files("troth.report").joinpath("templates", name).read_text(encoding="utf-8")
@@ -45,6 +47,7 @@ def write_report(folders: Sequence[RunFolder], path: Path) -> Path:
     """
     sections = build(folders)
     names = list(dict.fromkeys(f.record().name for f in folders))
-    title = f"troth report: {', '.join(names)}"
+    told = names if len(names) <= _NAMED else [*names[:_LISTED], f"and {len(names) - _LISTED} more"]
+    title = f"troth report: {', '.join(told)}"
     write_text(path, render(title, sections))
     return path

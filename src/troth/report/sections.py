@@ -3,58 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from troth.config import parse, to_toml
-from troth.report.methods import Method, methods
-from troth.report.nonmembers import nonmembers_told
-from troth.report.plots import Curve, Plot, curves, forest, roc
+from troth.report.attack_names import is_detail
+from troth.report.audits import audits
+from troth.report.canaries import canaries
+from troth.report.lines import FEWEST_POINTS, counted, curve, point, points, split
+from troth.report.membership import membership
+from troth.report.methods import method_groups, methods
+from troth.report.plots import Curve, curves, forest
 from troth.report.reading import Run, read
+from troth.report.section import Fold, Listing, Section
 from troth.report.tables import (
     ABSENT,
     Cell,
     Table,
     beside,
     by_group,
-    interval,
     name,
     names_of,
     number,
+    of_group,
     percent,
     side_by_side,
     text,
     unit,
 )
+from troth.report.theory import theory
 from troth.results import Json, Measurement, Record
 from troth.runs.folders import RunFolder
 
 __all__ = ["Listing", "Section", "build"]
 
-_MEMBERSHIP = "attack.membership."
 _ROUND = "federated.round."
-_FEWEST_POINTS = 3  # of a curve; below that the numbers are said
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A text shown as it is, folded away."""
-
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page."""
-
-    anchor: str
-    title: str
-    paragraphs: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    plots: tuple[Plot, ...] = ()
-    notes: tuple[str, ...] = ()
-    listings: tuple[Listing, ...] = ()
-    methods: tuple[Method, ...] = ()
 
 
 def build(folders: Sequence[RunFolder]) -> list[Section]:
@@ -66,7 +47,10 @@ def build(folders: Sequence[RunFolder]) -> list[Section]:
         _privacy,
         _quality,
         _training,
-        _membership,
+        membership,
+        audits,
+        canaries,
+        theory,
         _fairness,
         _federation,
         _methods,
@@ -76,17 +60,34 @@ def build(folders: Sequence[RunFolder]) -> list[Section]:
 
 
 def _summary(runs: Sequence[Run]) -> Section:
-    names = [n for n in names_of(runs) if n.split(".")[0] != "validation"]
+    measured = [n for n in names_of(runs) if n.split(".")[0] != "validation"]
+    names = [n for n in measured if not is_detail(n)]
     epsilon = name("privacy.epsilon", "natural-log units"), [_epsilon(r.record) for r in runs]
-    paragraphs = (
+    paragraphs: tuple[str, ...] = (
         "Intervals are in square brackets, at 95 % confidence unless a cell says otherwise; n is the number of "
         "independent units, rows as a rule, that a number rests on. Intervals of different runs are of each run alone, "
         "so overlap does not show that two runs are equal.",
     )
-    warnings = tuple(f"{r.label}: {w}" for r in runs for w in r.warnings)
+    if names != measured:
+        paragraphs += ("Of attacks the main numbers stand here, all others in the sections on them.",)
+    warnings = tuple(f"{r.label}: {w}" for r in runs for w in _merged(r))
     caption = "All runs side by side" if len(runs) > 1 else f"The measurements of {runs[0].label}"
     tables = side_by_side(caption, runs, names, first=(epsilon,))
     return Section("summary", "What was measured", paragraphs, tables, notes=warnings)
+
+
+def _merged(run: Run) -> list[str]:
+    """Return a run's warnings; what is said alike of more than two measurements is said once, with their number."""
+    same: dict[str, list[str]] = {}
+    for warning in run.warnings:
+        title, _, said = warning.partition(": ")
+        key = said if "." in title and " " not in title else warning
+        same.setdefault(key, []).append(warning)
+    told = []
+    for said, warnings in same.items():
+        first = warnings[0].removesuffix(f": {said}")
+        told += warnings if len(warnings) < 3 else [f"{first} and {len(warnings) - 1} more measurements: {said}"]
+    return told
 
 
 def _epsilon(record: Record) -> Cell:
@@ -131,8 +132,8 @@ def _privacy(runs: Sequence[Run]) -> Section | None:
         for key in private[0][1]
     ]
     tables = beside("The guarantee and its assumptions", "property", [r.label for r, _ in private], rows)
-    lines = [line for r, _ in private if (line := _curve(r, "privacy.epsilon", "step", "epsilon")) is not None]
-    drawn, said = _split(lines)
+    lines = [line for r, _ in private if (line := curve(r, "privacy.epsilon", "step", "epsilon")) is not None]
+    drawn, said = split(lines)
     caption = "What the accountant computes for the plan: an upper bound, not a sample."
     plots = (curves("Epsilon by step", drawn, ("step", "epsilon"), caption),) if drawn else ()
     paragraphs = (
@@ -141,51 +142,12 @@ def _privacy(runs: Sequence[Run]) -> Section | None:
         "and the maximum length are treated as public. Test scores, attacks and tables in this report read private "
         "rows outside of that guarantee.",
     )
-    tables += _points("Epsilon by step", said, ("step", "epsilon"), "natural-log units")
+    tables += points("Epsilon by step", said, ("step", "epsilon"), "natural-log units")
     return Section("privacy", "Differential privacy", paragraphs, tables, plots)
 
 
 def _privacy_cell(key: str, value: Json) -> str:
     return "infinity" if key == "epsilon" and value is None else number(value)
-
-
-def _curve(run: Run, series: str, x: str, y: str, n: int | None = None) -> Curve | None:
-    """Return a run's series as a line; rows without both numbers are left out."""
-    points = [(r.get(x), r.get(y), r.get("low"), r.get("high")) for r in run.series.get(series, [])]
-    good = [p for p in points if isinstance(p[0], int | float) and isinstance(p[1], int | float)]
-    if not good:
-        return None
-    xs, ys, lows, highs = zip(*good, strict=True)
-    band = all(isinstance(v, int | float) for v in (*lows, *highs))
-    return Curve(run.label, xs, ys, lows if band else None, highs if band else None, n)
-
-
-def _split(lines: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
-    """Return the lines that make a curve, and those of so few points that their numbers are said instead."""
-    return [c for c in lines if len(c.x) >= _FEWEST_POINTS], [c for c in lines if len(c.x) < _FEWEST_POINTS]
-
-
-def _points(caption: str, lines: Sequence[Curve], labels: tuple[str, str], units: str) -> tuple[Table, ...]:
-    """Return the points of lines as a table, none where there are no lines; `labels` names x and y."""
-    rows = tuple(
-        (text(line.label), text(number(x)), _point(line, i), text(units))
-        for line in lines
-        for i, x in enumerate(line.x)
-    )
-    return (Table(caption, ("run", *labels, "unit"), rows, measured=True),) if rows else ()
-
-
-def _point(line: Curve, i: int) -> Cell:
-    ends = interval(line.low[i], line.high[i]) if line.low is not None and line.high is not None else ""
-    return Cell(number(line.y[i]), ends, "" if line.n is None else f"n = {line.n:,}", kind="number")
-
-
-def _counted(lines: Sequence[Curve]) -> str:
-    """Return what each line rests on, for a caption; n that all share is said once."""
-    counts = {line.label: line.n for line in lines if line.n is not None}
-    if len(set(counts.values())) == 1 and len(counts) == len(lines):
-        return f"n = {next(iter(counts.values())):,}"
-    return "; ".join(f"{label}: n = {n:,}" for label, n in counts.items()) or "n is not in the record"
 
 
 def _quality(runs: Sequence[Run]) -> Section | None:
@@ -219,8 +181,8 @@ def _training(runs: Sequence[Run]) -> Section | None:
     lines = []
     for run in runs:
         rows = run.measurement("data.train.rows")
-        lines.append(_curve(run, "train", "step", "loss", rows.n if rows is not None else None))
-    drawn, said = _split([line for line in lines if line is not None])
+        lines.append(curve(run, "train", "step", "loss", rows.n if rows is not None else None))
+    drawn, said = split([line for line in lines if line is not None])
     if not drawn and not said:
         return None
     notes = (
@@ -229,45 +191,9 @@ def _training(runs: Sequence[Run]) -> Section | None:
         else ()
     )
     what = "Mean loss of the training rows of each epoch, in nats"
-    plots = (curves("Training loss", drawn, ("step", "loss"), f"{what} ({_counted(drawn)} rows)."),) if drawn else ()
-    tables = _points(f"{what}; n counts training rows", said, ("step", "loss"), "nats")
+    plots = (curves("Training loss", drawn, ("step", "loss"), f"{what} ({counted(drawn)} rows)."),) if drawn else ()
+    tables = points(f"{what}; n counts training rows", said, ("step", "loss"), "nats")
     return Section("training", "Training", (), tables, plots, notes)
-
-
-def _membership(runs: Sequence[Run]) -> Section | None:
-    having = [(r, found) for r in runs if (found := r.named(_MEMBERSHIP))]
-    if not having:
-        return None
-    areas = [(r.label, m) for r, found in having for m in found if m.name.endswith(".auc") and m.value is not None]
-    lines = []
-    for run, _ in having:
-        area = run.measurement("attack.membership.loss.auc")
-        n = area.n if area is not None else None
-        lines.append(_curve(run, "attack.membership.loss.roc", "fpr", "tpr", n))
-    drawn, said = _split([line for line in lines if line is not None])
-    plots = []
-    if areas:
-        plots.append(forest("AUC of the loss attack", areas, "0.5 is guessing; lower is better. DeLong intervals."))
-    if drawn:
-        caption = "Log-log: the left end is where an attacker accuses few and is right"
-        plots.append(roc("Loss attack", drawn, f"{caption} ({_counted(drawn)} members and non-members)."))
-    paragraphs = (
-        "The attacker sees a text, its label and the model's loss, and claims that texts with a low loss were trained "
-        "on. A low figure shows that this attack found no leak; stronger attacks may find more.",
-        *_nonmembers(having),
-    )
-    tables = side_by_side("Membership inference", [r for r, _ in having], names_of(runs, _MEMBERSHIP), method=True)
-    tables += _points("ROC curve of the loss attack", said, ("false positive rate", "true positive rate"), "fraction")
-    return Section("membership", "What the model leaks: membership inference", paragraphs, tables, tuple(plots))
-
-
-def _nonmembers(having: Sequence[tuple[Run, Sequence[Measurement]]]) -> list[str]:
-    """Return one sentence for each source of non-members, with the runs that it holds for."""
-    told: dict[str, dict[str, None]] = {}
-    for run, found in having:
-        for m in found:
-            told.setdefault(nonmembers_told(m, run.sources[m.name]), {})[run.label] = None
-    return [f"Non-members of {', '.join(labels)}: {sentence}" for sentence, labels in told.items()]
 
 
 def _fairness(runs: Sequence[Run]) -> Section | None:
@@ -277,17 +203,12 @@ def _fairness(runs: Sequence[Run]) -> Section | None:
     names = names_of(runs, "fairness.")
     plots = []
     for run, m in found:
-        rows = [(g, _group_measurement(m, g)) for g, group in (m.groups or {}).items() if group.value is not None]
+        rows = [(g, of_group(m, g)) for g, group in (m.groups or {}).items() if group.value is not None]
         if len(rows) > 1:
             plots.append(forest(f"By group: {run.label}", rows, f"{m.name}: each group's own value and interval."))
     tables = [*side_by_side("Gaps", runs, names, method=True), *(t for n in names for t in by_group(runs, n))]
     paragraphs = ("A gap of 0 means that all groups are served equally well by this metric; lower is better.",)
     return Section("fairness", "Who is served how well", paragraphs, tuple(tables), tuple(plots))
-
-
-def _group_measurement(m: Measurement, title: str) -> Measurement:
-    group = (m.groups or {})[title]
-    return Measurement(m.name, group.value, group.low, group.high, m.confidence, m.interval_method, group.n, m.unit)
 
 
 def _federation(runs: Sequence[Run]) -> Section | None:
@@ -302,10 +223,10 @@ def _federation(runs: Sequence[Run]) -> Section | None:
     plots = []
     for key, label in (("round", "rounds"), ("samples", "examples processed"), ("bytes", "bytes sent")):
         lines = [(m, line) for r, m in _by_round(federated) if (line := _round_curve(r, m, key)) is not None]
-        drawn, _ = _split([line for _, line in lines])
+        drawn, _ = split([line for _, line in lines])
         if drawn:
             metric = ", ".join(dict.fromkeys(m.name.removeprefix(_ROUND) for m, _ in lines))
-            caption = f"On held-out rows ({_counted(drawn)}), with {percent(lines[0][0].confidence)} bands."
+            caption = f"On held-out rows ({counted(drawn)}), with {percent(lines[0][0].confidence)} bands."
             plots.append(curves(f"Quality by {label}", drawn, (label, metric), caption))
     return Section("federation", "Federated learning", paragraphs, (*tables, *_few_rounds(federated)), tuple(plots))
 
@@ -316,7 +237,7 @@ def _by_round(federated: Sequence[Run]) -> list[tuple[Run, Measurement]]:
 
 
 def _round_curve(run: Run, m: Measurement, key: str) -> Curve | None:
-    return _curve(run, "federated.round", key, m.name.removeprefix(_ROUND), m.n)
+    return curve(run, "federated.round", key, m.name.removeprefix(_ROUND), m.n)
 
 
 def _few_rounds(federated: Sequence[Run]) -> tuple[Table, ...]:
@@ -324,18 +245,23 @@ def _few_rounds(federated: Sequence[Run]) -> tuple[Table, ...]:
     rows = []
     for run, m in _by_round(federated):
         rounds, samples, sent = (_round_curve(run, m, key) for key in ("round", "samples", "bytes"))
-        if rounds is None or samples is None or sent is None or len(rounds.x) >= _FEWEST_POINTS:
+        if rounds is None or samples is None or sent is None or len(rounds.x) >= FEWEST_POINTS:
             continue
         for i, index in enumerate(rounds.x):
             cost = text(number(samples.x[i])), text(number(sent.x[i]))
-            rows.append((text(number(index)), text(run.label), *cost, _point(rounds, i), text(m.unit)))
+            rows.append((text(number(index)), text(run.label), *cost, point(rounds, i), text(m.unit)))
     metric = ", ".join(dict.fromkeys(m.name.removeprefix(_ROUND) for _, m in _by_round(federated)))
     head = ("round", "run", "examples processed", "bytes sent", metric, "unit")
     return (Table("Quality by round, on held-out rows", head, tuple(rows), measured=True),) if rows else ()
 
 
 def _methods(runs: Sequence[Run]) -> Section:
-    return Section("methods", "How it was measured", methods=methods(runs))
+    told = methods(runs)
+    groups = method_groups(told)
+    folded = {method.name for group in groups.values() for method in group}
+    shown = tuple(method for method in told if method.name not in folded)
+    folds = tuple(Fold(title, methods=group) for title, group in groups.items())
+    return Section("methods", "How it was measured", methods=shown, folds=folds)
 
 
 def _provenance(runs: Sequence[Run]) -> Section:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from troth.report.reading import Run
@@ -26,6 +26,7 @@ __all__ = [
     "name",
     "names_of",
     "number",
+    "of_group",
     "percent",
     "side_by_side",
     "text",
@@ -95,7 +96,15 @@ def number(value: Json) -> str:
 
 
 def interval(low: Json, high: Json) -> str:
-    """Return an interval in square brackets."""
+    """Return an interval in square brackets; an end that is not there is infinite: the interval has one side.
+
+    >>> interval(0.25, 0.5), interval(1.5, None)
+    ('[0.25, 0.5]', '[1.5, infinity)')
+    """
+    if low is not None and high is None:
+        return f"[{number(low)}, infinity)"
+    if low is None and high is not None:
+        return f"(-infinity, {number(high)}]"
     return f"[{number(low)}, {number(high)}]"
 
 
@@ -133,7 +142,7 @@ def measured(m: Measurement, *, method: bool = False) -> Cell:
     mark = "" if m.supported else UNSUPPORTED
     if m.value is None:
         return Cell("not defined", "", ", ".join(facts), mark)
-    ends = "" if m.interval_method == _EXACT else interval(m.low, m.high)
+    ends = "" if m.interval_method == _EXACT or (m.low is None and m.high is None) else interval(m.low, m.high)
     return Cell(number(m.value), ends, ", ".join(facts), mark, "number")
 
 
@@ -196,6 +205,31 @@ def side_by_side(
     return beside(caption, "measurement", [r.label for r in runs], rows, measured=True)
 
 
+def of_group(m: Measurement, title: str) -> Measurement:
+    """Return one group's value as a measurement of its own, unsupported where the group is small.
+
+    What means 'no effect' is not taken over: a gap of 0 says nothing about a group's own value.
+    """
+    group = (m.groups or {})[title]
+    return replace(
+        m,
+        value=group.value,
+        low=group.low,
+        high=group.high,
+        n=group.n,
+        neutral=None,
+        groups=None,
+        supported=title not in _small(m),
+        protocol={},
+    )
+
+
+def _small(m: Measurement) -> list[str]:
+    """Return the groups that a measurement says are too small for a claim."""
+    small = m.protocol.get("small_groups")
+    return [g for g in small if isinstance(g, str)] if isinstance(small, list) else []
+
+
 def by_group(runs: Sequence[Run], wanted: str) -> tuple[Table, ...]:
     """Return the groups of one measurement as rows and runs as columns; no table where no run has any."""
     having = [(r.label, m) for r in runs if (m := r.measurement(wanted)) is not None and m.groups]
@@ -210,8 +244,7 @@ def _group_cell(m: Measurement, title: str) -> Cell:
     group: Group | None = (m.groups or {}).get(title)
     if group is None:
         return ABSENT
-    small = m.protocol.get("small_groups")
-    mark = UNSUPPORTED if isinstance(small, list) and title in small else ""
+    mark = UNSUPPORTED if title in _small(m) else ""
     if group.value is None:
         return Cell("not defined", "", f"n = {group.n:,}", mark)
     return Cell(number(group.value), interval(group.low, group.high), f"n = {group.n:,}", mark, "number")

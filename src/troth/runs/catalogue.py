@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import get_args
 
-from troth.config import ModelConfig, TaskConfig
+from troth.config import Membership, ModelConfig, TaskConfig
 from troth.results import Json
 
 __all__ = ["CATALOGUES", "MEASUREMENTS", "METRICS"]
@@ -42,6 +42,53 @@ def _under(prefix: str, where: str) -> tuple[Row, ...]:
     )
 
 
+def _membership(attack: str, where: str = "") -> tuple[Row, ...]:
+    """Return what a membership attack measures."""
+    name = f"attack.membership.{attack}"
+    rates = [
+        row
+        for rate, said in ((0.001, "0.1 %"), (0.01, "1 %"), (0.1, "10 %"))
+        for row in (
+            (
+                f"{name}.tpr_at_fpr_{rate:g}",
+                "fraction",
+                "lower",
+                rate,
+                f"share of members found where {said} of non-members are accused{where}",
+            ),
+            (
+                f"{name}.fpr_at_threshold_{rate:g}",
+                "fraction",
+                "neutral",
+                rate,
+                f"share of evaluation non-members accused at the threshold that others set for {said}{where}",
+            ),
+        )
+    ]
+    predicted = [
+        (
+            f"{name}.ppv_at_prior_{prior:g}",
+            "fraction",
+            "lower",
+            prior,
+            f"share of members among the accused, where {said} of those asked about are members{where}",
+        )
+        for prior, said in ((0.01, "1 %"), (0.1, "10 %"), (0.5, "half"))
+    ]
+    slices = [
+        (f"{name}.auc_by_{what}", "fraction", "lower", 0.5, f"the area by {said}{where}")
+        for what, said in (
+            ("label", "label"),
+            ("length", "length"),
+            ("group", "group"),
+            ("user_activity", "the number of the user's training rows"),
+        )
+        if attack != "scores"
+    ]
+    area = (f"{name}.auc", "fraction", "lower", 0.5, f"chance that a member scores above a non-member{where}")
+    return (area, *rates, *predicted, *slices)
+
+
 MEASUREMENTS: tuple[Row, ...] = (
     ("data.train.rows", "rows", "neutral", None, "rows trained on"),
     ("data.train.truncated_rows", "rows", "lower", None, "rows cut to model.max_length tokens"),
@@ -53,21 +100,18 @@ MEASUREMENTS: tuple[Row, ...] = (
     ("privacy.clipping_norm", "gradient norm", "neutral", None, "bound on one unit's gradient"),
     ("privacy.sampling_rate", "fraction", "neutral", None, "chance of each unit to be in a batch"),
     ("privacy.steps", "steps", "neutral", None, "steps that epsilon counts"),
-    ("attack.membership.loss.auc", "fraction", "lower", 0.5, "chance that a member scores above a non-member"),
-    (
-        "attack.membership.loss.tpr_at_fpr_0.01",
-        "fraction",
-        "lower",
-        0.01,
-        "share of members found where 1 % of non-members are accused",
-    ),
-    (
-        "attack.membership.loss.fpr_at_threshold_0.01",
-        "fraction",
-        "neutral",
-        0.01,
-        "share of evaluation non-members accused at the threshold that others set for 1 %",
-    ),
+    *(row for attack in get_args(Membership) for row in _membership(attack)),
+    ("attack.membership.blind.auc", "fraction", "neutral", 0.5, "the same by the text alone, without any model"),
+    *_membership("scores", " (attack.scores)"),
+    ("attack.audit.epsilon_lower_bound", "nats", "lower", 0.0, "epsilon that canaries in a twin prove at least"),
+    ("attack.audit.canary_auc", "fraction", "lower", 0.5, "chance that an inserted canary scores above one left out"),
+    ("attack.canaries.exact_match", "fraction", "lower", None, "share of planted codes that are read out whole"),
+    ("attack.canaries.token_accuracy", "fraction", "lower", None, "share of a planted code's places read out right"),
+    ("attack.canaries.hamming_distance", "places", "higher", None, "places of a code that are read out wrong"),
+    ("attack.canaries.rank", "rank", "higher", None, "place of the planted code among all, the likeliest first"),
+    ("attack.canaries.exposure", "bits", "lower", 1.0, "log2 of the number of codes over the rank"),
+    ("attack.canaries.decoy.exposure", "bits", "neutral", 1.0, "the same for codes that were never planted"),
+    ("attack.canaries.decoy_rank_p_value", "probability", "neutral", None, "chance of such ranks were they uniform"),
     ("fairness.accuracy_gap", "fraction", "lower", 0.0, "largest minus smallest accuracy over groups"),
     ("fairness.accuracy_gap.p_value", "probability", "neutral", None, "chance of such a gap were groups exchangeable"),
     *_under("federated.round", " (global model after the last round)"),

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-from troth.config import RunConfig
+from troth.config import AttackConfig, RunConfig
 from troth.config_errors import LATER_KEYS, LATER_VALUES
 from troth.runs.catalogue import MEASUREMENTS, METRICS
 
@@ -21,7 +21,6 @@ _CATALOGUE = tuple(row[0] for row in MEASUREMENTS)
 _QUALITY = ("test.", "validation.", "federated.round.")
 _FAMILIES = tuple(dict.fromkeys(name.split(".")[0] for name in _CATALOGUE))
 _SAME = 0.9  # of the letters of two names, from which one is taken for a slip of the other
-_LOSS = "attack.membership.loss."
 
 
 def why_never_measured(name: str, config: RunConfig) -> str | None:
@@ -47,6 +46,10 @@ def _absent(name: str, family: str, config: RunConfig) -> str | None:
     sections = {"attack": config.attack, "fairness": config.fairness, "federated": config.federated}
     if family in sections and sections[family] is None:
         return f"the run file has no [{family}]; add it, or leave the rule out"
+    if family == "attack" and config.attack is not None and name in _CATALOGUE and not _attacked(name, config.attack):
+        part, which = name.split(".")[1:3]
+        key = f"attack.membership does not list {which!r}" if part == "membership" else f"attack.{part} is not given"
+        return f"{key}; add it, or leave the rule out"
     if config.data.builtin is not None:
         return None
     splits = {"test": config.data.test, "validation": config.data.validation}
@@ -68,10 +71,19 @@ def _unknown(name: str, family: str, config: RunConfig) -> str | None:
             return f"{config.task.kind} has no such measurement; {_or(near, known)}"
     known = [n for n in _CATALOGUE if n.startswith(f"{family}.")]
     if family == "attack" and config.attack is not None:
-        known = [n.replace(_LOSS, f"attack.membership.{m}.") for m in config.attack.membership for n in known]
+        known = [n for n in known if _attacked(n, config.attack)]
     if family == "privacy":
         return None if name in known else f"no such measurement; {_or(_near(name, known, cutoff=0.6), known)}"
     return _later(name) or _slip(name, known)
+
+
+def _attacked(name: str, attack: AttackConfig) -> bool:
+    """Whether a measurement of attacks is of one that the file names."""
+    part, which = name.split(".")[1:3]
+    if part == "membership":
+        made = ("scores",) if attack.scores else (*attack.membership, *(("blind",) if attack.membership else ()))
+        return which in made
+    return {"audit": attack.audit, "canaries": attack.canaries}[part] is not None
 
 
 def _later(name: str) -> str | None:

@@ -16,6 +16,7 @@ from troth.config import RunConfig, digest
 from troth.errors import Interrupted, TrothError
 from troth.results import Json, Record, now
 from troth.runs import stages
+from troth.runs.attack_stage import attack, attack_scores
 from troth.runs.cautions import constant_predictions, shared_ids
 from troth.runs.folders import RunFolder, create, find_finished, find_unfinished, open_run, run_folders
 from troth.runs.gates import check
@@ -40,11 +41,19 @@ class Finisher(Protocol):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Runs verbs on configurations; `base` is where relative paths of the run file start."""
+    """Runs verbs on configurations.
+
+    Attributes:
+        base: where relative paths of the run file start.
+        progress: where to say how far it is.
+        finisher: writes reports and model cards.
+        show_text: whether records of attacks hold the text of the most exposed rows.
+    """
 
     base: Path
     progress: Progress
     finisher: Finisher
+    show_text: bool = False
 
     def out(self, config: RunConfig) -> Path:
         """Return the folder that holds the run folders of a configuration."""
@@ -102,8 +111,7 @@ class Pipeline:
         book = stages.ScoreBook(prepared, model)
         result = result.plus(stages.evaluate(prepared, book))
         if verb == "run" and config.attack is not None:
-            self.progress.message(f"attacking: membership by {', '.join(config.attack.membership)}")
-            result = result.plus(stages.attack(prepared, book))
+            result = result.plus(attack(prepared, model, folder.path / "attack", show_text=self.show_text))
         if verb == "run" and config.fairness is not None:
             self.progress.message(f"comparing groups: {', '.join(config.fairness.metrics)}")
             result = result.plus(stages.fairness(prepared, book))
@@ -143,7 +151,8 @@ class Pipeline:
     def grid(self, config: RunConfig, verb: str, *, resume: bool = False) -> Record:
         """Run every point of the grid and return one record whose ``runs`` lists theirs, with one table as items.
 
-        With `resume`, points that are finished under the same configuration are taken as they are and the one that was
+        ``attack`` attacks the newest finished run of each point, as trained by ``run``, ``train`` or ``federate``. With
+        `resume`, points that are finished under the same configuration are taken as they are and the one that was
         interrupted goes on.
         """
         check_file(config, verb)
@@ -168,6 +177,8 @@ class Pipeline:
 
     def _point(self, point: GridPoint, verb: str, *, resume: bool) -> Record:
         out, config = self.out(point.config), point.config
+        if verb == "attack":
+            return self.alone(config, verb, None)
         same = [f for f in run_folders(out, config.run.name) if digest(f.config()) == digest(config)] if resume else []
         finished = [f for f in same if f.finished]
         if finished:
@@ -177,12 +188,15 @@ class Pipeline:
     def alone(self, config: RunConfig, verb: str, path: Path | None) -> Record:
         """Run ``attack`` or ``fairness`` on the model of a finished run and write the record into its folder.
 
-        The run file's sections for `verb` apply; model, data and task are those of the run.
+        The run file's sections for `verb` apply; model, data and task are those of the run. Where [attack] names a file
+        of scores, or the members of a model trained elsewhere, no run is needed: the record gets a folder of its own.
 
         Raises:
             TrothError: there is no such run, or the stage refuses.
         """
         check_file(config, verb)
+        if verb == "attack" and config.attack is not None and (config.attack.scores or config.attack.members):
+            return self._elsewhere(config)
         clock = Clock()
         folder = open_run(path) if path is not None else find_finished(config, self.out(config))
         made = folder.record()
@@ -191,32 +205,76 @@ class Pipeline:
         prepared = stages.prepare(config, self.base, self.progress, task=task)
         check_data(prepared, verb)
         try:
-            stage = stages.attack if verb == "attack" else stages.fairness
-            book = stages.ScoreBook(prepared, stages.on_device(model, prepared.device))
-            result = stage(prepared, book)
+            model = stages.on_device(model, prepared.device)
+            book = stages.ScoreBook(prepared, model)
+            if verb == "attack":
+                result = attack(prepared, model, folder.path / "attack", show_text=self.show_text)
+            else:
+                result = stages.fairness(prepared, book)
             result = result.plus(_cautions(prepared, book, predictions=verb == "fairness"))
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; nothing was written to {folder.path}") from None
+            raise Interrupted(f"interrupted; no record was written to {folder.path}") from None
         finally:
             self.progress.stop()
         clock.add_work(result.work_seconds)
-        record = Record(
-            kind=verb,
-            name=made.name,
-            created=now(),
-            version=__version__,
-            config=config.to_dict(),
-            seed=config.run.seed,
-            measurements=result.measurements,
-            series=result.series,
-            privacy=made.privacy,
-            cost=clock.cost(),
-            warnings=result.warnings,
-            artifacts={"run": str(folder.path)},
-        )
-        record = _held(record, gated(config, verb))
+        record = _measured(config, verb, result, clock, folder, made)
         folder.write_record(record, verb)
         return record
+
+    def _elsewhere(self, config: RunConfig) -> Record:
+        """Attack what was made elsewhere: a file of scores, or a checkpoint whose members are given."""
+        clock = Clock()
+        check_writable(self.out(config), f"run.out = {config.run.out!r}")
+        folder: RunFolder | None = None
+        try:
+            if config.attack is not None and config.attack.scores:
+                result = attack_scores(config, self.base)
+                folder = create(config, self.out(config))
+            else:
+                task, model = load_trained(self.base / (config.model.checkpoint or ""), config)
+                prepared = stages.prepare(config, self.base, self.progress, task=task)
+                folder = create(config, self.out(config))
+                result = attack(
+                    prepared, stages.on_device(model, prepared.device), folder.path / "attack", show_text=self.show_text
+                )
+        except (TrothError, OSError, MemoryError, KeyboardInterrupt) as error:
+            if folder is not None:
+                stages.discard(folder)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("interrupted; nothing was written") from None
+            raise
+        finally:
+            self.progress.stop()
+        clock.add_work(result.work_seconds)
+        record = _measured(config, "attack", result, clock, folder, None)
+        folder.write_record(record)
+        return record
+
+
+def _measured(
+    config: RunConfig,
+    verb: str,
+    result: stages.StageResult,
+    clock: Clock,
+    folder: RunFolder,
+    made: Record | None,
+) -> Record:
+    """Return the record of a verb that measures a model; `made` is that of the run which made it."""
+    record = Record(
+        kind=verb,
+        name=config.run.name if made is None else made.name,
+        created=now(),
+        version=__version__,
+        config=config.to_dict(),
+        seed=config.run.seed,
+        measurements=result.measurements,
+        series=result.series,
+        privacy=None if made is None else made.privacy,
+        cost=clock.cost(),
+        warnings=result.warnings,
+        artifacts={"run": str(folder.path)},
+    )
+    return _held(record, gated(config, verb))
 
 
 def _cautions(prepared: stages.Prepared, book: stages.ScoreBook, *, predictions: bool = True) -> stages.StageResult:

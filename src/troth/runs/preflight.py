@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from troth.accounting import check_plan, troth_home
-from troth.config import RunConfig
+from troth.config import AttackConfig, RunConfig
 from troth.errors import ConfigError
 from troth.runs.folders import DISK_ERRORS
 from troth.runs.gates import parse_rule
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["check_data", "check_file", "check_home", "check_writable", "gated"]
 
 _SPLITS = ("test", "validation")
+_KINDS = {
+    "modified_entropy": ("classification",),
+    "shokri": ("classification",),
+    "margin": ("tagging",),
+    "zlib": ("language_modeling", "seq2seq"),
+    "min_k": ("language_modeling", "seq2seq"),
+    "min_k_plus_plus": ("language_modeling", "seq2seq"),
+}
+_PRETRAINED = ("language_modeling", "seq2seq")
+_FEWEST_FOR_MOMENTS = 4  # shadows: two of each example's on a side
 
 
 def check_file(config: RunConfig, verb: str) -> None:
@@ -43,7 +53,7 @@ def check_file(config: RunConfig, verb: str) -> None:
         way_out = ", or use troth train" if verb == "federate" else ""
         raise ConfigError(f"the run file has no [{section}]; add it{way_out}")
     if verb in ("run", "attack") and config.attack is not None:
-        _check_nonmembers(config)
+        _check_attack(config, config.attack)
     if verb in ("run", "fairness") and config.fairness is not None and not _has("test", config):
         raise ConfigError("data.test is not given, and [fairness] measures on it")
     _check_gate(config, verb)
@@ -54,12 +64,29 @@ def _has(split: str, config: RunConfig) -> bool:
     return data.builtin is not None or {"test": data.test, "validation": data.validation}[split] is not None
 
 
-def _check_nonmembers(config: RunConfig) -> None:
-    wanted = config.attack.nonmembers if config.attack else "test"
-    if wanted in _SPLITS and not _has(wanted, config):
+def _check_attack(config: RunConfig, attack: AttackConfig) -> None:
+    """Refuse attacks that the task does not allow, and sources of rows that the file does not give."""
+    if attack.scores is not None:
+        return
+    wanted = attack.nonmembers
+    if isinstance(wanted, str) and wanted in _SPLITS and not _has(wanted, config):
         raise ConfigError(
             f"data.{wanted} is not given, and attack.nonmembers = {wanted!r} needs it: rows that were never trained on"
         )
+    kind = config.task.kind
+    for name in attack.membership:
+        if kind not in _KINDS.get(name, (kind,)):
+            raise ConfigError(f"attack.membership: {name!r} is for {' and '.join(_KINDS[name])}, not for {kind}")
+        if name in ("lira", "student_t") and attack.shadows < _FEWEST_FOR_MOMENTS:
+            raise ConfigError(f"attack.membership: {name!r} needs attack.shadows = {_FEWEST_FOR_MOMENTS} or more")
+    has_base = kind in _PRETRAINED and config.model.checkpoint is not None
+    if "reference" in attack.membership and attack.reference is None and not has_base:
+        raise ConfigError(
+            "attack.membership: 'reference' needs attack.reference, the folder of a model of the same task that never "
+            "saw the members"
+        )
+    if attack.members is not None and config.model.checkpoint is None:
+        raise ConfigError("attack.members speaks of a model trained elsewhere: name its folder as model.checkpoint")
 
 
 def gated(config: RunConfig, verb: str) -> list[str]:

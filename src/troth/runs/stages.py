@@ -1,28 +1,26 @@
-"""The stages a run file can hold, each `config + inputs -> result`: train, federate, attack, fairness.
+"""The stages a run file can hold, each `config + inputs -> result`: train, federate, fairness.
 
+The attack stage has a module of its own, `troth.runs.attack_stage`.
 `Prepared` is what every stage shares: the data, the task and the seeds of one configuration, read once. Scores of a
 model on a split are taken once and shared between evaluation, attack and fairness.
 """
 
 from __future__ import annotations
 
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, epsilon_curve, make_plan
-from troth.attacks import loss_attack, overlapping_nonmembers
-from troth.config import DataConfig, FederatedConfig, RunConfig, digest
+from troth.config import FederatedConfig, RunConfig, digest
 from troth.data import Splits, Table, load, privacy_units, row_hashes
 from troth.dp.inspect import refuse_unsupported
-from troth.errors import ConfigError, DataError
+from troth.errors import ConfigError
 from troth.fairness import accuracy_by_group
 from troth.federated import FederatedData, by_user, partition, simulate
 from troth.results import Json, Measurement, Privacy, computed
@@ -35,7 +33,6 @@ __all__ = [
     "Prepared",
     "ScoreBook",
     "StageResult",
-    "attack",
     "evaluate",
     "fairness",
     "federate",
@@ -43,9 +40,6 @@ __all__ = [
     "prepare",
     "train",
 ]
-
-_NAMED_SPLITS = ("test", "validation")
-_FINGERPRINT_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -319,54 +313,6 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
         (*_truncation_warning(prepared, encoded), *outcome.warnings, *told),
         {"model": str(folder.model)},
         outcome.work_seconds,
-    )
-
-
-def _nonmembers(prepared: Prepared, wanted: str) -> Table:
-    """Return the rows that stand for non-members: a split, or a file of rows never trained on."""
-    if wanted in _NAMED_SPLITS:
-        return prepared.split(wanted, f"attack.nonmembers = {wanted!r} needs it: rows that were never trained on")
-    data = prepared.config.data.model_dump() | {"train": wanted, "validation": None, "test": None, "builtin": None}
-    return load(DataConfig.model_validate(data), prepared.config.task, prepared.base).train
-
-
-def attack(prepared: Prepared, book: ScoreBook) -> StageResult:
-    """Attack the model by the loss of its training rows against rows it never saw.
-
-    Rows whose text also stands in the training data cannot be told apart by any attack; they leave the non-members,
-    and the record says how many.
-
-    Raises:
-        ConfigError: the split for the non-members is not given.
-        DataError: too few rows remain.
-    """
-    config = prepared.config.attack
-    if config is None:
-        raise ConfigError("the run file has no [attack]; add it")
-    start = time.perf_counter()
-    train, outside = prepared.splits.train, _nonmembers(prepared, config.nonmembers)
-    key = secrets.token_bytes(_FINGERPRINT_KEY_BYTES)
-    twice = overlapping_nonmembers(row_hashes(train, key).tolist(), row_hashes(outside, key).tolist())
-    count = min(len(train), config.maximum_members)
-    chosen = np.sort(prepared.seeds.generator("attack", "members").choice(len(train), count, replace=False))
-    members = book.of("members", train if count == len(train) else train.take(chosen)).losses
-    others = book.of(config.nonmembers, outside).losses[~twice]
-    if not len(others):
-        raise DataError(f"attack.nonmembers = {config.nonmembers!r}: every row also stands in the training data")
-    result = loss_attack(
-        members[np.isfinite(members)],
-        others[np.isfinite(others)],
-        seeds=prepared.seeds,
-        nonmembers_from=config.nonmembers,
-        outside_guarantee=prepared.outside_guarantee,
-    )
-    warnings = list(result.warnings)
-    if twice.any():
-        warnings.append(
-            f"attack: {int(twice.sum())} of {len(twice)} non-members have the text of a training row and were left out"
-        )
-    return StageResult(
-        result.measurements, result.series, warnings=tuple(warnings), work_seconds=time.perf_counter() - start
     )
 
 
