@@ -460,6 +460,7 @@ def lira(repeats: int) -> Row:
 def answers(row: Row) -> str:
     """Return what a row's other figures say, in words."""
     texts = {
+        "load": "load {load:.1f}",
         "auc": "AUC {auc:.4f}",
         "auc_theirs": "theirs {auc_theirs:.4f}",
         "log_probability_difference": "mean difference of the heads' log-probabilities {log_probability_difference:.4f}"

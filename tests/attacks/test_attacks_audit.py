@@ -183,7 +183,7 @@ def test_the_best_of_several_counts_is_the_best_of_their_bounds() -> None:
     limits = {"family": gaussian_curve, "delta": 1e-5, "significance": 0.05 / 3}
     for counts in (((40, 50), (160, 250), (560, 1000)), ((25, 50), (125, 250), (490, 1000)), ((50, 50), (9, 250))):
         bounds = [f_dp_one_run_bound(c, g, 1000, **limits) for c, g in counts]  # type: ignore[arg-type]
-        found = f_dp_best_bound(counts, 1000, **limits)  # type: ignore[arg-type]
+        found = f_dp_best_bound(counts, 1000, **limits)
         assert found == (int(np.argmax(bounds)), max(bounds))
 
 

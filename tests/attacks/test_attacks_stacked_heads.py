@@ -100,7 +100,7 @@ def test_both_ways_agree_in_float32_and_rows_in_parts_are_rows_at_once(monkeypat
     features, labels, inside = _rows(rows=200)
     features = features.astype(np.float32)
     ways = [
-        train_heads(features, labels, inside, _settings(6), seeds=SEEDS, way=way).true_label(features, labels)  # type: ignore[arg-type]
+        train_heads(features, labels, inside, _settings(6), seeds=SEEDS, way=way).true_label(features, labels)
         for way in ("stacked", "one by one")
     ]
     np.testing.assert_allclose(ways[0], ways[1], atol=1e-4)

@@ -133,14 +133,16 @@ def _measured(
         protocol={**game.facts, **facts},
         outside_guarantee=prepared.outside_guarantee,
     )
-    warnings = found.warnings
     if name == "blind":
         shift = shift_warning(found.measurements[0])
-        return StageResult(found.measurements[:1], warnings=warnings if shift is None else (shift,))
+        return StageResult(found.measurements[:1], warnings=() if shift is None else (shift,))
     sliced = auc_by_slice(
         scores[member], scores[~member], slicings, prefix=prefix, outside_guarantee=prepared.outside_guarantee
     )
-    return StageResult((*found.measurements, *sliced), found.series, warnings=warnings)
+    # What holds for one attack's rates holds for all: each sentence once, without a measurement's name.
+    texts = dict.fromkeys(text.split(": ", 1)[1] for text in found.warnings)
+    told = tuple(f"attack.membership: {text}" for text in texts)
+    return StageResult((*found.measurements, *sliced), found.series, warnings=told)
 
 
 def recipe_of(prepared: Prepared) -> Recipe:
