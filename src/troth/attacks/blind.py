@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from troth.results import Measurement
 
-__all__ = ["blind_scores", "shift_warning"]
+__all__ = ["LEAST_EXAMPLES", "blind_scores", "shift_warning"]
 
 _FOLDS = 5
 _LEARNT_FROM = (1, 2)  # how many folds further on those stand that a fold's classifier learns from
 _WORD = r"(?u)\b\w+\b"  # single letters and digits too
-_LEAST = 2 * _FOLDS  # examples on a side: two in each fold
+LEAST_EXAMPLES = 2 * _FOLDS  # on a side: two in each fold
 
 
 def blind_scores(texts: Sequence[str], member: np.ndarray, *, seeds: PublicSeeds) -> np.ndarray:
@@ -90,8 +90,10 @@ def _checked(texts: Sequence[str], member: np.ndarray) -> np.ndarray:
     if sides.dtype != np.bool_ or sides.shape != (len(texts),):
         raise DataError(f"member: {sides.dtype} of shape {list(sides.shape)} for {len(texts)} texts: one bool each")
     inside, outside = int(sides.sum()), int((~sides).sum())
-    if min(inside, outside) < _LEAST:
-        raise DataError(f"{inside} members and {outside} non-members: the blind baseline wants {_LEAST} of each")
+    if min(inside, outside) < LEAST_EXAMPLES:
+        raise DataError(
+            f"{inside} members and {outside} non-members: the blind baseline wants {LEAST_EXAMPLES} of each"
+        )
     return sides
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from troth.attacks import overlapping_nonmembers
-from troth.attacks.blind import blind_scores, shift_warning
+from troth.attacks.blind import LEAST_EXAMPLES, blind_scores, shift_warning
 from troth.attacks.head_shadows import train_head_shadows
 from troth.attacks.membership import MembershipResult, measure_membership
 from troth.attacks.quantile import quantile_scores
@@ -28,7 +28,7 @@ from troth.config import (
     HoldoutConfig,
     RunConfig,
 )
-from troth.data import Table, concatenated, load, row_hashes
+from troth.data import Table, concatenated, load, privacy_units, row_hashes
 from troth.errors import ConfigError, DataError
 from troth.results import Json
 from troth.runs.stages import Prepared, StageResult
@@ -40,6 +40,7 @@ __all__ = ["membership", "recipe_of"]
 _NAMED_SPLITS = ("test", "validation")
 _FINGERPRINT_KEY_BYTES = 32
 _MOST_EXPOSED = 10  # members listed for each attack
+_FEWEST_ROWS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,12 @@ def membership(
     shadows = _shadows(prepared, config, game, folder) if config.shadowed else None
     slicings = _slicings(prepared, game)
     result = StageResult(warnings=game.warnings)
-    for name in (*config.membership, "blind"):
+    fewest = min(game.pool.members, len(game.pool.table) - game.pool.members)
+    names = [*config.membership, "blind"] if fewest >= LEAST_EXAMPLES else list(config.membership)
+    if fewest < LEAST_EXAMPLES:
+        told = f"attack.membership: no blind baseline, which wants {LEAST_EXAMPLES} members and non-members each"
+        result = result.plus(StageResult(warnings=(told,)))
+    for name in names:
         prepared.progress.message(f"membership by {name}")
         scores, facts = _scores(name, game, shadows, prepared)
         result = result.plus(_measured(name, scores, facts, game, slicings, prepared))
@@ -159,7 +165,7 @@ def _game(prepared: Prepared, config: AttackConfig, model: PreTrainedModel, fold
     rows = np.arange(len(train))
     facts: dict[str, Json] = {}
     if isinstance(config.nonmembers, HoldoutConfig):
-        inner, outer = _held_out(len(train), config.nonmembers.holdout, prepared.seeds)
+        inner, outer = _held_out(prepared, config.nonmembers.holdout)
         rows, train, outside = inner, train.take(inner), train.take(outer)
         prepared.progress.message(f"training the twin on {len(train):,} rows; {len(outside):,} are held out")
         own = PublicSeeds(prepared.seeds.integer("attack", "twin"))
@@ -190,13 +196,23 @@ def _trained_on(prepared: Prepared, config: AttackConfig) -> Table:
     return prepared.splits.train if config.members is None else _rows(prepared, config.members)
 
 
-def _held_out(rows: int, share: float, seeds: PublicSeeds) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that the twin is trained on, and those held out; two or more on each side."""
-    out = round(rows * share)
-    if out < 2 or rows - out < 2:
-        raise DataError(f"attack.nonmembers.holdout = {share}: of {rows} rows two or more must fall on each side")
-    order = seeds.generator("attack", "holdout").permutation(rows)
-    return np.sort(order[out:]), np.sort(order[:out])
+def _held_out(prepared: Prepared, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that the twin is trained on, and those held out: whole privacy units, two rows or more a side.
+
+    A row and its augmentations are on one side; so are all rows of a user where users are protected.
+    """
+    train, privacy = prepared.splits.train, prepared.config.privacy
+    units = privacy_units(train, "example" if privacy is None else privacy.unit)
+    order = prepared.seeds.generator("attack", "holdout").permutation(len(units))
+    rows = [units.rows(u) for u in order]
+    held = np.searchsorted(np.cumsum([len(own) for own in rows]), round(len(train) * share)) + 1
+    outer, inner = (np.sort(np.concatenate(part or [np.empty(0, np.int64)])) for part in (rows[:held], rows[held:]))
+    if min(len(outer), len(inner)) < _FEWEST_ROWS:
+        raise DataError(
+            f"attack.nonmembers.holdout = {share}: of {len(train)} rows in {len(units)} units two or more must fall on "
+            "each side"
+        )
+    return inner, outer
 
 
 def _nonmembers(prepared: Prepared, wanted: str) -> Table:
