@@ -20,13 +20,18 @@ from troth.config_errors import explain
 from troth.errors import ConfigError
 
 __all__ = [
+    "WITH_SHADOWS",
     "AttackConfig",
+    "AuditConfig",
     "BuiltinConfig",
+    "CanariesConfig",
     "DataConfig",
     "FairnessConfig",
     "FederatedConfig",
     "GateConfig",
+    "HoldoutConfig",
     "LocalConfig",
+    "Membership",
     "ModelConfig",
     "PartitionConfig",
     "PrivacyConfig",
@@ -44,6 +49,7 @@ __all__ = [
     "parse",
     "sections",
     "to_toml",
+    "training_digest",
 ]
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -328,7 +334,9 @@ class CanariesConfig(_Section):
         "my pin code is {d}{d}{d}{d}", min_length=1, description="{d} a digit, {d*6} six of them, {color} a colour"
     )
     count: Count = Field(10, description="canaries, dealt over `repeats`")
-    repeats: list[Count] = Field([1, 10, 100], min_length=1, description="how often a canary stands in the rows")
+    repeats: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
+        [1, 10, 100], min_length=1, description="how often a canary stands in the rows"
+    )
     label: str | None = Field(None, min_length=1, description="an existing label or tag; default: one of their own")
     extraction: list[Literal["enumerate", "gradient", "beam"]] = Field(["enumerate"], min_length=1)
 
@@ -559,3 +567,8 @@ def digest(config: RunConfig, ignore: Sequence[str] = ("run.out", "train.physica
     for section in ("report", "gate", "grid"):
         data.pop(section, None)
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def training_digest(config: RunConfig) -> str:
+    """Return a SHA-256 of what decides the model that a run makes: attacks and fairness only look at it."""
+    return digest(config.model_copy(update={"attack": None, "fairness": None}))

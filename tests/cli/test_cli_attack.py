@@ -127,6 +127,76 @@ def test_shadows_on_a_data_set_with_a_budget_are_refused(troth: Callable, small_
     assert given_up.code == 0, given_up.err
 
 
+def spent(troth: Callable) -> list:
+    return [run["steps_spent"] for item in troth("ledger", "show", "--json").json["items"] for run in item["runs"]]
+
+
+def test_what_the_attack_refuses_is_refused_before_anything_is_trained(troth: Callable, small_file: Callable) -> None:
+    private = "[privacy]\ntarget_epsilon = 8\ntarget_delta = 1e-4\n"
+    assert troth("ledger", "set-budget", "d", "--epsilon", "20", "--delta", "1e-3", "--unit", "example").code == 0
+    budget = small_file(private + "[attack]\naudit = {}\n", data=DATA + 'dataset_id = "d"')
+    for path, why in (
+        (budget, "guarantee"),
+        (small_file(private + "[attack]\ncanaries = { label = 'nosuch' }\n", name="a.toml"), "no such label"),
+        (small_file(private + "[attack]\ncanaries = { pattern = 'pin {d*0}' }\n", name="b.toml"), "give 1 or more"),
+        (small_file(private + "[attack]\nnonmembers = 'no.jsonl'\n", name="c.toml"), "attack.nonmembers = 'no.jsonl'"),
+        (
+            small_file(
+                private + "[attack]\nmembership = ['quantile']\nnonmembers = { holdout = 0.05 }\n", name="d.toml"
+            ),
+            "100",
+        ),
+    ):
+        called = troth("run", path, "--quiet")
+        assert called.code == 2 and why in called.err and len(called.err.splitlines()) == 1, called.err
+        assert not (path.parent / "runs" / "x").exists()
+    assert spent(troth) == []
+
+
+def test_a_run_that_stopped_in_its_attack_goes_on_with_another(
+    troth: Callable, small_file: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from troth.errors import DataError
+    from troth.runs import membership_stage
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise DataError("planted")
+
+    path = small_file("[privacy]\ntarget_epsilon = 8\ntarget_delta = 1e-4\n[attack]\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(membership_stage, "signals_of", fail)
+        assert troth("run", path, "--quiet").code == 2
+    steps = spent(troth)
+    again = troth("run", path, "--resume", "--json", "--quiet", "--set", "attack.membership=['modified_entropy']")
+    assert again.code == 0, again.err
+    assert "attack.membership.modified_entropy.auc" in names(again.json) and spent(troth) == steps
+    assert "modified_entropy" in (tmp_path / "runs" / "x" / "run.toml").read_text()
+
+
+def test_a_damaged_shadow_is_made_again(troth: Callable, small_file: Callable, tmp_path: Path) -> None:
+    path = small_file("[attack]\nmembership = ['rmia']\nshadows = 2\n")
+    first = troth("run", path, "--json", "--quiet").json
+    (file,) = (tmp_path / "runs" / "x" / "attack").glob("*/shadow-1.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    again = troth("attack", path, "--json", "--quiet")
+    assert again.code == 0, again.err
+    value = {m["name"]: m["value"] for m in first["measurements"]}["attack.membership.rmia.auc"]
+    assert {m["name"]: m["value"] for m in again.json["measurements"]}["attack.membership.rmia.auc"] == pytest.approx(
+        value
+    )
+
+
+def test_a_tokenizer_of_another_model_is_refused(troth: Callable, small_file: Callable, tmp_path: Path) -> None:
+    path = small_file("[attack]\n")
+    assert troth("train", path, "--quiet").code == 0
+    settings = tmp_path / "runs" / "x" / "model" / "tokenizer_config.json"
+    known = json.loads(settings.read_text())
+    for size in (known["vocabulary_size"] * 2, known["vocabulary_size"] // 2):
+        settings.write_text(json.dumps(known | {"vocabulary_size": size}))
+        wrong = troth("attack", path)
+        assert wrong.code == 2 and len(wrong.err.splitlines()) == 1 and "tokenizer" in wrong.err
+
+
 def test_a_grid_is_attacked_point_by_point(troth: Callable, small_file: Callable, tmp_path: Path) -> None:
     path = small_file("[attack]\n[grid]\nseeds = [1, 2]\n")
     assert troth("train", path, "--quiet").code == 0

@@ -140,6 +140,8 @@ def parse_pattern(text: str) -> Pattern:
             if kind not in SLOT_VALUES:
                 raise ConfigError(f"canaries.pattern: no slot {{{kind}}}; there are {', '.join(SLOT_VALUES)}")
             number = int(times or 1)
+            if not number:
+                raise ConfigError(f"canaries.pattern: {{{kind}*0}} is no slot: give 1 or more")
             words += [None] * number
             slots += [SLOT_VALUES[kind]] * number
     if not slots:

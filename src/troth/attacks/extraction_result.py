@@ -293,7 +293,7 @@ class _Made:
             unit,
             direction=direction,
             neutral=neutral,
-            supported=interval.method == "clopper-pearson" or len(arm) >= _LEAST,
+            supported=len(arm) >= _LEAST,
             outside_guarantee=self.outside_guarantee,
             protocol={**self.facts, "random_baseline": neutral},
         )

@@ -16,10 +16,10 @@ from troth.seeds import PublicSeeds
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-__all__ = ["quantile_scores"]
+__all__ = ["LEAST_NONMEMBERS", "quantile_scores"]
 
 _FOLDS = 5
-_LEAST_NON_MEMBERS = 100
+LEAST_NONMEMBERS = 100
 _MOST_LEARNT = 5000  # non-members for each regressor: a linear program of more takes minutes
 _PENALTY = 0.12  # over the root of the rows, for standardised features and scores
 _COLUMNS = 2**18  # of the hashed word n-grams
@@ -99,8 +99,8 @@ def _checked(
             "give one text, one score and one bool for each example"
         )
     outside = int((~sides).sum())
-    if outside < _LEAST_NON_MEMBERS:
-        raise DataError(f"{outside} non-members: the quantile attack learns from {_LEAST_NON_MEMBERS} or more")
+    if outside < LEAST_NONMEMBERS:
+        raise DataError(f"{outside} non-members: the quantile attack learns from {LEAST_NONMEMBERS} or more")
     return found, sides
 
 

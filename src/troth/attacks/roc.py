@@ -19,6 +19,7 @@ from troth.results import Json
 __all__ = ["Auc", "OperatingPoint", "auc", "held_out_threshold", "roc_points", "scores_of", "tpr_at_fpr"]
 
 MINIMUM_FALSE_POSITIVES = 10  # expected among the evaluation non-members before a low rate is claimed
+_LARGEST = 1e150  # of a score: beyond it sums of squares overflow
 _ROUNDING = 1e-9  # 0.01 * 1,000 counts as 10 whatever the floating point says
 
 
@@ -84,10 +85,10 @@ def scores_of(values: object, name: str) -> np.ndarray:
         raise DataError(f"{name}: shape {list(array.shape)}; give one number per example, shape [examples]")
     if not len(array):
         raise DataError(f"{name}: empty; give at least two examples")
-    bad = np.flatnonzero(~np.isfinite(array))
+    bad = np.flatnonzero(~(np.abs(array) < _LARGEST))
     if len(bad):
         raise DataError(
-            f"{name}: row {bad[0]} is {array[bad[0]]} ({len(bad)} of {len(array)} rows are not finite); "
+            f"{name}: row {bad[0]} is {array[bad[0]]} ({len(bad)} of {len(array)} rows are not finite or above 1e150); "
             "leave these rows out or score them again"
         )
     return array

@@ -12,9 +12,11 @@ import hashlib
 import io
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from joblib import Parallel, delayed
 
 from troth.attacks.scores import confidence
 from troth.attacks.twins import Recipe, train_twin
-from troth.config import digest
+from troth.config import training_digest
 from troth.data import Table, concatenated
 from troth.errors import DataError
 from troth.files import failing_in_one_line, remove_unfinished, write_bytes
@@ -136,7 +138,7 @@ def train_shadows(
     with failing_in_one_line(place):
         place.mkdir(parents=True, exist_ok=True)
         remove_unfinished(place)
-    missing = [k for k in range(count) if not _file(place, k).exists()]
+    missing = [k for k in range(count) if not _whole(_file(place, k), len(pool.table))]
     tell = progress.labelled("training shadow models")
     if missing:
         tell(count - len(missing), count)
@@ -183,6 +185,15 @@ def _read(place: Path, inside: np.ndarray) -> Shadows:
     return Shadows(inside, **stacked)
 
 
+def _whole(path: Path, rows: int) -> bool:
+    """Return whether a shadow's file is there and can be read; a damaged one is made again."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return all(arrays[name].shape[:1] == (rows,) for name in arrays.files) and "confidences" in arrays.files
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
+        return False
+
+
 def _file(place: Path, index: int) -> Path:
     return place / f"shadow-{index}.npz"
 
@@ -190,7 +201,7 @@ def _file(place: Path, index: int) -> Path:
 def _game(recipe: Recipe, pool: Pool, inside: np.ndarray) -> str:
     """Return a digest of all that decides what the shadows say."""
     parts: Sequence[bytes] = (
-        digest(recipe.config.model_copy(update={"attack": None, "fairness": None})).encode(),
+        training_digest(recipe.config).encode(),
         pool.table.fingerprint.encode(),
         b"" if pool.common is None else pool.common.fingerprint.encode(),
         np.packbits(inside).tobytes(),

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from troth.accounting import Ledger, SpendRequest
 from troth.attacks.audit_twin import audit_twin, make_audit_canaries
-from troth.attacks.canaries import OWN_LABEL, CanaryPlan, draw_key, save_key
+from troth.attacks.canaries import OWN_LABEL, CanaryKey, CanaryPlan, draw_key, save_key
 from troth.attacks.canary_candidates import Candidates
-from troth.attacks.canary_insertion import insert
+from troth.attacks.canary_insertion import Insertion, insert
 from troth.attacks.extraction import extract
 from troth.attacks.extraction_result import measure_extraction
 from troth.attacks.membership import measure_membership
@@ -29,12 +29,12 @@ from troth.config import (
 from troth.data import row_hashes
 from troth.errors import ConfigError
 from troth.results import Json
-from troth.runs.membership_stage import membership, recipe_of
+from troth.runs.membership_stage import check_rows, membership, recipe_of
 from troth.runs.stages import Prepared, StageResult
 from troth.seeds import PrivateRandomness, PublicSeeds
-from troth.tasks import make_task
+from troth.tasks import Task, make_task
 
-__all__ = ["attack", "attack_scores"]
+__all__ = ["attack", "attack_scores", "check_attack"]
 
 
 def attack(prepared: Prepared, model: PreTrainedModel, folder: Path, *, show_text: bool = False) -> StageResult:
@@ -51,6 +51,7 @@ def attack(prepared: Prepared, model: PreTrainedModel, folder: Path, *, show_tex
     if config is None:
         raise ConfigError("the run file has no [attack]; add it")
     start = time.perf_counter()
+    check_attack(prepared)
     found = StageResult(warnings=_ask_ledger(prepared, folder.parent.name) if _trains(config) else ())
     if config.membership:
         found = found.plus(membership(prepared, config, model, folder, show_text=show_text))
@@ -59,6 +60,26 @@ def attack(prepared: Prepared, model: PreTrainedModel, folder: Path, *, show_tex
     if config.audit is not None:
         found = found.plus(_audit(prepared, config.audit, folder))
     return replace(found, work_seconds=time.perf_counter() - start)
+
+
+def check_attack(prepared: Prepared) -> None:
+    """Refuse what the attack would refuse after hours of training: budget, rows, canaries.
+
+    Raises:
+        ConfigError: a split or file is missing, or canaries that the task or its tokenizer has no place for.
+        DataError: too few rows.
+        BudgetError: shadows or twins are wanted on a data set with a budget.
+    """
+    config = prepared.config.attack
+    if config is None:
+        return
+    if _trains(config):
+        ledger = Ledger()
+        ledger.check_plain(_request(prepared, ledger, "check"))
+    if config.membership:
+        check_rows(prepared, config)
+    if config.canaries is not None:
+        _planted(prepared, config.canaries)
 
 
 def attack_scores(config: RunConfig, base: Path) -> StageResult:
@@ -90,10 +111,9 @@ def _trains(config: AttackConfig) -> bool:
     return bool(config.shadowed or config.canaries or config.audit or isinstance(config.nonmembers, HoldoutConfig))
 
 
-def _ask_ledger(prepared: Prepared, run_name: str) -> tuple[str, ...]:
-    """Hold models that the attack trains on private rows against the data set's budget."""
-    config, ledger = prepared.config, Ledger()
-    request = SpendRequest(
+def _request(prepared: Prepared, ledger: Ledger, run_name: str) -> SpendRequest:
+    config = prepared.config
+    return SpendRequest(
         dataset_id=config.data.dataset_id,
         run_name=run_name,
         plan=None,
@@ -102,11 +122,27 @@ def _ask_ledger(prepared: Prepared, run_name: str) -> tuple[str, ...]:
         config_hash=digest(config),
         kind="attack",
     )
-    if config.run.guarantee != "none":
+
+
+def _ask_ledger(prepared: Prepared, run_name: str) -> tuple[str, ...]:
+    """Hold models that the attack trains on private rows against the data set's budget."""
+    ledger = Ledger()
+    request = _request(prepared, ledger, run_name)
+    if request.guarantee != "none":
         return ledger.check_plain(request)
     entry = ledger.reserve(request)  # written down as infinity
     entry.finish()
     return entry.warnings
+
+
+def _planted(prepared: Prepared, config: CanariesConfig) -> tuple[CanaryPlan, CanaryKey, Insertion, Task]:
+    """Return a plan, a fresh key, the training rows with the canaries among them, and the task with their label."""
+    plan = CanaryPlan(config.pattern, config.count, tuple(config.repeats), label=config.label or OWN_LABEL)
+    key = draw_key(plan, PrivateRandomness.create(prepared.config.run.insecure_seed))
+    planted = insert(plan, key, prepared.splits.train, prepared.task.kind)
+    task = make_task(prepared.config, planted.table, prepared.base)
+    Candidates(task, plan)  # refuses codes that the tokenizer cannot tell
+    return plan, key, planted, task
 
 
 def _canaries(prepared: Prepared, config: CanariesConfig, folder: Path) -> StageResult:
@@ -114,12 +150,8 @@ def _canaries(prepared: Prepared, config: CanariesConfig, folder: Path) -> Stage
 
     The key is kept below `folder` (mode 600), apart from plan, record and report.
     """
-    seeds, train, kind = prepared.seeds, prepared.splits.train, prepared.task.kind
-    plan = CanaryPlan(config.pattern, config.count, tuple(config.repeats), label=config.label or OWN_LABEL)
-    key = draw_key(plan, PrivateRandomness.create(prepared.config.run.insecure_seed))
-    planted = insert(plan, key, train, kind)
-    task = make_task(prepared.config, planted.table, prepared.base)
-    Candidates(task, plan)  # refuses codes that the tokenizer cannot tell, before anything is trained
+    seeds = prepared.seeds
+    plan, key, planted, task = _planted(prepared, config)
     save_key(key, folder / "canaries.key.json")
     rows, share = len(planted.table), planted.share
     prepared.progress.message(f"canaries: a twin is trained on {rows:,} rows, {share:.2%} of them planted")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from troth.config import RunConfig, digest, parse, read_toml, to_toml
+from troth.config import RunConfig, parse, read_toml, to_toml, training_digest
 from troth.errors import ConfigError, ResumeError, RunError
 from troth.files import write_text
 from troth.results import Json, Record, plain_json
@@ -61,6 +61,10 @@ class RunFolder:
     def config(self) -> RunConfig:
         """Return the resolved configuration the run was made with."""
         return parse(read_toml(self.path / "run.toml"), str(self.path / "run.toml"))
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write the resolved configuration; a resumed run may measure the same model otherwise."""
+        write_text(self.path / "run.toml", to_toml(config))
 
     def write_record(self, record: Record, verb: str | None = None) -> Path:
         """Write the run's record, or that of a verb which ran alone, under the next free name."""
@@ -173,13 +177,13 @@ def create(config: RunConfig, out: Path) -> RunFolder:
 
 
 def find_unfinished(config: RunConfig, out: Path) -> RunFolder:
-    """Return the newest unfinished run of that name with the same configuration.
+    """Return the newest unfinished run of that name that makes the same model; [attack] and [fairness] may differ.
 
     Raises:
         ResumeError: there is none; the text says whether a run under another configuration is there.
     """
     unfinished = [f for f in run_folders(out, config.run.name) if not f.finished]
-    same = [f for f in unfinished if digest(f.config()) == digest(config)]
+    same = [f for f in unfinished if training_digest(f.config()) == training_digest(config)]
     if same:
         return same[-1]
     if unfinished:

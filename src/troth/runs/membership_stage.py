@@ -14,7 +14,7 @@ from troth.attacks import overlapping_nonmembers
 from troth.attacks.blind import LEAST_EXAMPLES, blind_scores, shift_warning
 from troth.attacks.head_shadows import train_head_shadows
 from troth.attacks.membership import MembershipResult, measure_membership
-from troth.attacks.quantile import quantile_scores
+from troth.attacks.quantile import LEAST_NONMEMBERS, quantile_scores
 from troth.attacks.scores import calibrated_scores, lira_scores, rmia_scores, student_t_scores
 from troth.attacks.shadows import Pool, Shadows, row_confidence, train_shadows
 from troth.attacks.shokri import shokri_scores
@@ -29,13 +29,13 @@ from troth.config import (
     RunConfig,
 )
 from troth.data import Table, concatenated, load, privacy_units, row_hashes
-from troth.errors import ConfigError, DataError
+from troth.errors import ConfigError, DataError, TrothError
 from troth.results import Json
 from troth.runs.stages import Prepared, StageResult
 from troth.seeds import PublicSeeds
 from troth.tasks import Scores, load_trained
 
-__all__ = ["membership", "recipe_of"]
+__all__ = ["check_rows", "membership", "recipe_of"]
 
 _NAMED_SPLITS = ("test", "validation")
 _FINGERPRINT_KEY_BYTES = 32
@@ -159,6 +159,22 @@ def recipe_of(prepared: Prepared) -> Recipe:
 # Members and non-members
 
 
+def check_rows(prepared: Prepared, config: AttackConfig) -> None:
+    """Refuse rows that the attack cannot work on, before anything is trained.
+
+    Raises:
+        ConfigError: a split or a file is missing.
+        DataError: too few rows, or non-members that are all members.
+    """
+    if isinstance(config.nonmembers, HoldoutConfig):
+        outside = len(_held_out(prepared, config.nonmembers.holdout)[1])
+    else:
+        train = _trained_on(prepared, config)
+        outside = len(_without_members(train, _nonmembers(prepared, config.nonmembers), config.nonmembers)[0])
+    if "quantile" in config.membership and outside < LEAST_NONMEMBERS:
+        raise DataError(f"{outside} non-members: the quantile attack learns from {LEAST_NONMEMBERS} or more")
+
+
 def _game(prepared: Prepared, config: AttackConfig, model: PreTrainedModel, folder: Path) -> Game:
     recipe = recipe_of(prepared)
     train = _trained_on(prepared, config)
@@ -193,7 +209,7 @@ def _game(prepared: Prepared, config: AttackConfig, model: PreTrainedModel, fold
 
 def _trained_on(prepared: Prepared, config: AttackConfig) -> Table:
     """Return the rows that the target was trained on."""
-    return prepared.splits.train if config.members is None else _rows(prepared, config.members)
+    return prepared.splits.train if config.members is None else _rows(prepared, config.members, "attack.members")
 
 
 def _held_out(prepared: Prepared, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -219,12 +235,15 @@ def _nonmembers(prepared: Prepared, wanted: str) -> Table:
     """Return the rows that stand for non-members: a split, or a file of rows never trained on."""
     if wanted in _NAMED_SPLITS:
         return prepared.split(wanted, f"attack.nonmembers = {wanted!r} needs it: rows that were never trained on")
-    return _rows(prepared, wanted)
+    return _rows(prepared, wanted, "attack.nonmembers")
 
 
-def _rows(prepared: Prepared, file: str) -> Table:
+def _rows(prepared: Prepared, file: str, key: str) -> Table:
     data = prepared.config.data.model_dump() | {"train": file, "validation": None, "test": None, "builtin": None}
-    return load(DataConfig.model_validate(data), prepared.config.task, prepared.base).train
+    try:
+        return load(DataConfig.model_validate(data), prepared.config.task, prepared.base).train
+    except TrothError as error:
+        raise type(error)(str(error).replace("data.train", key)) from None
 
 
 def _without_members(train: Table, outside: Table, wanted: str) -> tuple[Table, tuple[str, ...]]:
@@ -237,10 +256,22 @@ def _without_members(train: Table, outside: Table, wanted: str) -> tuple[Table, 
     twice = overlapping_nonmembers(row_hashes(train, key).tolist(), row_hashes(outside, key).tolist())
     if twice.all():
         raise DataError(f"attack.nonmembers = {wanted!r}: every row also stands in the training data")
-    if not twice.any():
-        return outside, ()
     told = f"attack: {int(twice.sum())} of {len(twice)} non-members have the text of a training row and were left out"
-    return outside.take(np.flatnonzero(~twice)), (told,)
+    outside = outside.take(np.flatnonzero(~twice))
+    return outside, (*((told,) if twice.any() else ()), *_shared_ids(train, outside))
+
+
+def _shared_ids(train: Table, outside: Table) -> tuple[str, ...]:
+    """Warn of non-members that have the id of a training row and another text."""
+    if not (train.has("id") and outside.has("id")):
+        return ()
+    shared = int(overlapping_nonmembers(train.column("id"), outside.column("id")).sum())
+    if not shared:
+        return ()
+    return (
+        f"attack: {shared} of {len(outside)} non-members have the id of a training row and another text: leave them "
+        "out if they are versions of the same row",
+    )
 
 
 # Scores

@@ -16,7 +16,7 @@ from troth.config import RunConfig, digest
 from troth.errors import Interrupted, TrothError
 from troth.results import Json, Record, now
 from troth.runs import stages
-from troth.runs.attack_stage import attack, attack_scores
+from troth.runs.attack_stage import attack, attack_scores, check_attack
 from troth.runs.cautions import constant_predictions, shared_ids
 from troth.runs.folders import RunFolder, create, find_finished, find_unfinished, open_run, run_folders
 from troth.runs.gates import check
@@ -76,6 +76,10 @@ class Pipeline:
         self._check_places(config, verb, folder)
         prepared = stages.prepare(config, self.base, self.progress)
         check_data(prepared, verb)
+        if verb == "run" and config.attack is not None:
+            check_attack(prepared)
+        if folder is not None:
+            folder.write_config(config)
         folder = folder or create(config, self.out(config))
         try:
             result = self._stages(prepared, folder, verb, resume=resume)

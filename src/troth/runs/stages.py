@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, epsilon_curve, make_plan
-from troth.config import FederatedConfig, RunConfig, digest
+from troth.config import FederatedConfig, RunConfig, training_digest
 from troth.data import Splits, Table, load, privacy_units, row_hashes
 from troth.dp.inspect import refuse_unsupported
 from troth.errors import ConfigError
@@ -219,14 +219,14 @@ def _reservation(
     config, ledger = prepared.config, Ledger()
     entry = folder.reservation_id() if resume else None
     if entry is not None:
-        return ledger.resume(entry, digest(config)), ()
+        return ledger.resume(entry, training_digest(config)), ()
     request = SpendRequest(
         dataset_id=config.data.dataset_id,
         run_name=folder.path.name,
         plan=plan,
         guarantee="none" if config.run.guarantee == "none" else "differential_privacy",
         row_hashes=row_hashes(prepared.splits.train, ledger.key),
-        config_hash=digest(config),
+        config_hash=training_digest(config),
         kind="federate" if config.federated else "train",
     )
     if plan is None and request.guarantee != "none":
@@ -240,7 +240,7 @@ def finish(config: RunConfig, folder: RunFolder) -> None:
     """Close the ledger's entry of a run whose record is written: it is whole, and cannot be resumed any more."""
     entry = folder.reservation_id()
     if entry is not None:
-        Ledger().resume(entry, digest(config)).finish()
+        Ledger().resume(entry, training_digest(config)).finish()
 
 
 def discard(folder: RunFolder) -> None:

@@ -25,6 +25,7 @@ from troth.errors import ModelError
 from troth.tasks.checkpoints import check_folder, find_checkpoint, load_config, load_model, load_tokenizer
 from troth.tasks.classification import Classification
 from troth.tasks.crf_tagging import CrfTagging
+from troth.tasks.hashed_tokenizer import HashedTokenizer
 from troth.tasks.language_modeling import CausalLanguageModeling, MaskedLanguageModeling
 from troth.tasks.modeling_tagger import TrothTaggerConfig
 from troth.tasks.presets import PRESETS, preset_model, preset_tokenizer
@@ -131,6 +132,7 @@ def load_trained(model_folder: Path, config: RunConfig) -> tuple[Task, PreTraine
     labels = _own_labels(architecture) if _wants_labels(config.task.kind) else ()
     task = _task(config, tokenizer, labels, _max_length(config.model, architecture, tokenizer), architecture)
     model = load_model(_auto_class(task).from_pretrained, model_folder, name, architecture, None)
+    _check_vocabulary(model, tokenizer)
     return task, model
 
 
@@ -280,4 +282,9 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens and the model's embedding {rows} rows: "
             "give a checkpoint whose tokenizer is its own"
+        )
+    if isinstance(tokenizer, HashedTokenizer) and len(tokenizer) != rows:  # it would look up other rows, silently
+        raise ModelError(
+            f"the tokenizer hashes words into {len(tokenizer)} rows and the model's embedding has {rows}: give a "
+            "checkpoint whose tokenizer is its own"
         )
