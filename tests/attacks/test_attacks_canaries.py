@@ -57,7 +57,7 @@ def test_reading_stops_at_the_first_word_that_does_not_fit() -> None:
         ("pin:{d}", "a word of its own"),
         ("pin {d", "a word of its own"),
         ("pin {d*0x}", "a word of its own"),
-        ("call {d*0}", "has no slot"),
+        ("call {d*0}", "give 1 or more"),
         ("call {d*19}", "more than 2\\^62 codes"),
     ],
 )
