@@ -92,6 +92,7 @@ CONFIGS = {
     "gate on an attack not made": ("[gate]\nrules = ['attack.membership.loss.auc <= 1']", "[attack]"),
     "attack of another task": ("[attack]\nmembership = ['margin']\nnonmembers = { holdout = 0.5 }", "is for tagging"),
     "few shadows": ("[attack]\nmembership = ['lira']\nshadows = 2\nnonmembers = { holdout = 0.5 }", "shadows = 4"),
+    "scores in a run": ("[attack]\nscores = 's.csv'", "use troth attack"),
     "no reference": ("[attack]\nmembership = ['reference']\nnonmembers = { holdout = 0.5 }", "attack.reference"),
     "distillation": ("[distill]\nteacher = 'x'", "[distill] is not part of this version yet"),
     "misspelt partition": (

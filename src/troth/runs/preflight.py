@@ -54,6 +54,12 @@ def check_file(config: RunConfig, verb: str) -> None:
         raise ConfigError(f"the run file has no [{section}]; add it{way_out}")
     if verb in ("run", "attack") and config.attack is not None:
         _check_attack(config, config.attack)
+        elsewhere = [key for key in ("scores", "members") if getattr(config.attack, key) is not None]
+        if verb == "run" and elsewhere:
+            raise ConfigError(
+                f"attack.{elsewhere[0]} speaks of what was made elsewhere, and a run attacks the model that it makes: "
+                "use troth attack"
+            )
     if verb in ("run", "fairness") and config.fairness is not None and not _has("test", config):
         raise ConfigError("data.test is not given, and [fairness] measures on it")
     _check_gate(config, verb)
