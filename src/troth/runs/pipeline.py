@@ -125,26 +125,11 @@ class Pipeline:
         self, config: RunConfig, verb: str, folder: RunFolder, result: stages.StageResult, clock: Clock
     ) -> Record:
         """Make the record, write card, report and record; the record comes last, it marks the run as finished."""
-        artifacts = {"run": str(folder.path), **result.artifacts}
-        record = Record(
-            kind=verb,
-            name=config.run.name,
-            created=now(),
-            version=__version__,
-            config=config.to_dict(),
-            seed=config.run.seed,
-            measurements=result.measurements,
-            series=result.series,
-            privacy=result.privacy,
-            cost=clock.cost(),
-            warnings=result.warnings,
-            artifacts=artifacts,
-        )
-        record = _held(record, gated(config, verb))
+        record = _record(config, verb, result, clock, folder)
         self.finisher.write_model_card(record, folder.model)
         path = folder.path / (config.report.path if config.report else "report.html")
         if verb == "run":
-            record = replace(record, artifacts={**artifacts, "report": str(path)})
+            record = replace(record, artifacts={**record.artifacts, "report": str(path)})
         folder.write_record(record)
         stages.finish(config, folder)
         if verb == "run":
@@ -221,7 +206,8 @@ class Pipeline:
         finally:
             self.progress.stop()
         clock.add_work(result.work_seconds)
-        record = _measured(config, verb, result, clock, folder, made)
+        record = _record(config, verb, replace(result, privacy=made.privacy), clock, folder)
+        record = replace(record, name=made.name)
         folder.write_record(record, verb)
         return record
 
@@ -250,33 +236,26 @@ class Pipeline:
         finally:
             self.progress.stop()
         clock.add_work(result.work_seconds)
-        record = _measured(config, "attack", result, clock, folder, None)
+        record = _record(config, "attack", result, clock, folder)
         folder.write_record(record)
         return record
 
 
-def _measured(
-    config: RunConfig,
-    verb: str,
-    result: stages.StageResult,
-    clock: Clock,
-    folder: RunFolder,
-    made: Record | None,
-) -> Record:
-    """Return the record of a verb that measures a model; `made` is that of the run which made it."""
+def _record(config: RunConfig, verb: str, result: stages.StageResult, clock: Clock, folder: RunFolder) -> Record:
+    """Return the record of a verb on one run, with what its gates say."""
     record = Record(
         kind=verb,
-        name=config.run.name if made is None else made.name,
+        name=config.run.name,
         created=now(),
         version=__version__,
         config=config.to_dict(),
         seed=config.run.seed,
         measurements=result.measurements,
         series=result.series,
-        privacy=None if made is None else made.privacy,
+        privacy=result.privacy,
         cost=clock.cost(),
         warnings=result.warnings,
-        artifacts={"run": str(folder.path)},
+        artifacts={"run": str(folder.path), **result.artifacts},
     )
     return _held(record, gated(config, verb))
 
