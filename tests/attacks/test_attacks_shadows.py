@@ -17,7 +17,7 @@ from troth.config import parse
 from troth.data import Table, concatenated, load, privacy_units
 from troth.errors import DataError
 from troth.seeds import PublicSeeds
-from troth.tasks import Scores, make_task
+from troth.tasks import make_task
 from troth.training import SilentProgress
 
 SEEDS = PublicSeeds(3)
@@ -65,10 +65,10 @@ def test_a_shadow_sees_its_half_and_what_is_common() -> None:
 
 def test_without_class_probabilities_the_confidence_is_that_of_the_loss() -> None:
     losses = np.array([1e-9, 0.5, 30.0])
-    found = row_confidence(Scores(losses, np.zeros(3)), None)
+    found = row_confidence(losses, None, None)
     assert np.allclose(found, -losses - np.log1p(-np.exp(-losses)), rtol=1e-6)
     two = np.log(np.array([[0.25, 0.75]]))
-    assert row_confidence(Scores(-two[:, 1], np.zeros(1), two), np.array([1]))[0] == pytest.approx(np.log(3))
+    assert row_confidence(-two[:, 1], two, np.array([1]))[0] == pytest.approx(np.log(3))
 
 
 @pytest.fixture(scope="module")

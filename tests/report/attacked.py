@@ -62,9 +62,9 @@ def curves(attack: str, area: float, *, band: bool = True) -> dict[str, list[dic
     rows: list[dict[str, Json]] = []
     for rate in (0.0, *np.geomspace(1e-3, 1, 25).tolist()):
         true = float(rate ** (1 / area - 1))
-        row: dict[str, Json] = {"false_positive_rate": rate, "true_positive_rate": true}
+        row: dict[str, Json] = {"fpr": rate, "tpr": true}
         if band:
-            row |= {"true_positive_rate_low": max(0.0, true - 0.02), "true_positive_rate_high": min(1.0, true + 0.02)}
+            row |= {"low": max(0.0, true - 0.02), "high": min(1.0, true + 0.02)}
         rows.append(row)
     edges = np.linspace(-3, 3, 13).tolist()
     weights = np.exp(-np.square(np.linspace(-3, 3, 12)) / 2)

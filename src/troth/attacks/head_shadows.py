@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from troth.attacks.shadows import Pool, Shadows, inclusion, row_confidence
+from troth.attacks.scores import confidence
+from troth.attacks.shadows import Pool, Shadows, inclusion
 from troth.attacks.stacked_heads import HeadSettings, train_heads
 from troth.config import TrainConfig
 from troth.data import concatenated
 from troth.errors import ConfigError
 from troth.seeds import PublicSeeds
-from troth.tasks import Scores, Task
+from troth.tasks import Task
 from troth.tasks.task import evaluating, scoring_batches
 
 if TYPE_CHECKING:
@@ -105,7 +106,6 @@ def train_head_shadows(
     with torch.random.fork_rng(devices=[]):
         heads = train_heads(features, numbers, seen, settings, seeds=seeds)
     logs = heads.log_probabilities(features[: len(labels)])
-    empty = np.zeros(len(labels))
-    confidences = np.stack([row_confidence(Scores(empty, empty, own), labels) for own in logs])
+    confidences = np.stack([confidence(own, labels) for own in logs])
     chosen = logs[:, np.arange(len(labels)), labels]
     return Shadows(inside, chosen, confidences, logs.astype(np.float32))

@@ -29,7 +29,7 @@ from troth.data import Table, concatenated
 from troth.errors import DataError
 from troth.files import failing_in_one_line, remove_unfinished, write_bytes
 from troth.seeds import PublicSeeds
-from troth.tasks import Scores, make_model
+from troth.tasks import make_model
 from troth.training import Progress
 
 __all__ = ["Pool", "Shadows", "inclusion", "row_confidence", "train_shadows"]
@@ -92,20 +92,21 @@ def inclusion(pool: int, shadows: int, seeds: PublicSeeds) -> np.ndarray:
     return inside
 
 
-def row_confidence(scores: Scores, labels: np.ndarray | None) -> np.ndarray:
+def row_confidence(losses: np.ndarray, log_probabilities: np.ndarray | None, labels: np.ndarray | None) -> np.ndarray:
     """Return the logit of the probability of each row's true answer [rows].
 
     With class probabilities it is that of the true label; elsewhere p = exp(-loss), the geometric mean of a row's
     tokens, takes its place (ours).
 
     Args:
-        scores: of a model.
-        labels: the true ones [rows], where the scores hold class probabilities.
+        losses: of a model [rows], nats.
+        log_probabilities: [rows, classes], where the task has classes.
+        labels: the true ones [rows], where there are class probabilities.
     """
-    if scores.log_probabilities is not None and labels is not None:
-        return confidence(scores.log_probabilities, labels)
-    losses = np.maximum(scores.losses, _SMALLEST)
-    return np.asarray(-losses - np.log(-np.expm1(-losses)))
+    if log_probabilities is not None and labels is not None:
+        return confidence(log_probabilities, labels)
+    held = np.maximum(losses, _SMALLEST)
+    return np.asarray(-held - np.log(-np.expm1(-held)))
 
 
 def train_shadows(
@@ -167,7 +168,10 @@ def _train_one(
     own = PublicSeeds(seeds.integer("attack", "shadow", index))
     twin = train_twin(recipe, pool.training_rows(inside), seeds=own, folder=place)
     scores = recipe.task.score(twin.model, pool.table)
-    arrays = {"log_likelihoods": -scores.losses, "confidences": row_confidence(scores, labels)}
+    arrays = {
+        "log_likelihoods": -scores.losses,
+        "confidences": row_confidence(scores.losses, scores.log_probabilities, labels),
+    }
     if scores.log_probabilities is not None:
         arrays["log_probabilities"] = scores.log_probabilities.astype(np.float32)
     buffer = io.BytesIO()

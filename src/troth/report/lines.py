@@ -11,13 +11,12 @@ from troth.report.tables import Cell, Table, interval, number, text
 __all__ = ["FEWEST_POINTS", "counted", "curve", "point", "points", "split"]
 
 FEWEST_POINTS = 3  # of a line; below that the numbers are said
-_BAND = ("low", "high")
 
 
-def curve(
-    run: Run, series: str, x: str, y: str, n: int | None = None, *, band: tuple[str, str] = _BAND
-) -> Curve | None:
-    """Return a run's series as a line; rows without both numbers are left out.
+def curve(run: Run, series: str, x: str, y: str, n: int | None = None) -> Curve | None:
+    """Return a run's series as a line, with a band where every row has ``low`` and ``high``.
+
+    Rows without both numbers are left out.
 
     Args:
         run: whose series.
@@ -25,9 +24,8 @@ def curve(
         x: the key of what the line runs over.
         y: the key of its height.
         n: what each point rests on.
-        band: the keys of the ends of each point's interval; a line has a band where every row has both.
     """
-    rows = [[row.get(key) for key in (x, y, *band)] for row in run.series.get(series, [])]
+    rows = [[row.get(key) for key in (x, y, "low", "high")] for row in run.series.get(series, [])]
     good = [row for row in rows if isinstance(row[0], int | float) and isinstance(row[1], int | float)]
     if not good:
         return None

@@ -46,11 +46,10 @@ def membership(runs: Sequence[Run]) -> Section | None:
 
 
 def roc_curve(run: Run, attack: str) -> Curve | None:
-    """Return an attack's ROC curve, its band where the record has one; the keys of first versions are read too."""
+    """Return an attack's ROC curve, its band where the record has one."""
     area = run.measurement(f"{MEMBERSHIP}{attack}.auc")
     n = None if area is None else area.n
-    series, x, y = f"{MEMBERSHIP}{attack}.roc", "false_positive_rate", "true_positive_rate"
-    return curve(run, series, x, y, n, band=(f"{y}_low", f"{y}_high")) or curve(run, series, "fpr", "tpr", n)
+    return curve(run, f"{MEMBERSHIP}{attack}.roc", "fpr", "tpr", n)
 
 
 def _loss_section(having: Sequence[Run], runs: Sequence[Run]) -> Section:

@@ -38,7 +38,9 @@ __all__ = ["attack", "attack_scores", "check_attack"]
 
 
 def attack(prepared: Prepared, model: PreTrainedModel, folder: Path, *, show_text: bool = False) -> StageResult:
-    """Attack a model as [attack] says; what is trained for it says is kept below `folder`.
+    """Attack a model as [attack] says; what the models trained for it say is kept below `folder`.
+
+    Call `check_attack` first, before anything is trained.
 
     `show_text` puts the text of the most exposed rows into the record; without it ids and lengths stand there.
 
@@ -51,7 +53,6 @@ def attack(prepared: Prepared, model: PreTrainedModel, folder: Path, *, show_tex
     if config is None:
         raise ConfigError("the run file has no [attack]; add it")
     start = time.perf_counter()
-    check_attack(prepared)
     found = StageResult(warnings=_ask_ledger(prepared, folder.parent.name) if _trains(config) else ())
     if config.membership:
         found = found.plus(membership(prepared, config, model, folder, show_text=show_text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from troth.errors import ConfigError, DataError, TrothError
 from troth.results import Json
 from troth.runs.stages import Prepared, StageResult
 from troth.seeds import PublicSeeds
-from troth.tasks import Scores, load_trained
+from troth.tasks import load_trained
 
 __all__ = ["check_rows", "membership", "recipe_of"]
 
@@ -69,6 +70,11 @@ class Game:
     def member(self) -> np.ndarray:
         """Whether each row of the pool is a member, bool [pool]."""
         return np.arange(len(self.pool.table)) < self.pool.members
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """What a reader would see of each row of the pool [pool]."""
+        return _texts(self.pool.table)
 
 
 def membership(
@@ -282,11 +288,11 @@ def _scores(
 ) -> tuple[np.ndarray, Mapping[str, Json]]:
     """Return an attack's score of each row of the pool, and what its protocol should say."""
     if name == "blind":
-        return blind_scores(_texts(game.pool.table), game.member, seeds=prepared.seeds), {"score": "text alone"}
+        return blind_scores(game.texts, game.member, seeds=prepared.seeds), {"score": "text alone"}
     if name == "quantile":
         base, labels = signal_scores("loss", game.signals), game.signals.labels
         known = None if labels is None else labels.tolist()
-        found = quantile_scores(_texts(game.pool.table), base, game.member, labels=known, seeds=prepared.seeds)
+        found = quantile_scores(game.texts, base, game.member, labels=known, seeds=prepared.seeds)
         return found, {"score": "-loss above the quantile that non-members like it have"}
     if name == "reference":
         return _reference_scores(game, prepared), {"score": "-loss minus that of the reference model"}
@@ -330,14 +336,10 @@ def _shadow_scores(name: str, game: Game, shadows: Shadows, seeds: PublicSeeds) 
             shadows.inside,
             seeds=seeds,
         )
-    confidences = _confidence(game.signals)
+    signals = game.signals
+    confidences = row_confidence(signals.losses, signals.log_probabilities, signals.labels)
     score = lira_scores if name == "lira" else student_t_scores
     return score(confidences, shadows.confidences, shadows.inside)
-
-
-def _confidence(signals: Signals) -> np.ndarray:
-    scores = Scores(signals.losses, np.zeros(len(signals.losses)), signals.log_probabilities)
-    return row_confidence(scores, signals.labels)
 
 
 def _reference_scores(game: Game, prepared: Prepared) -> np.ndarray:
@@ -367,7 +369,7 @@ def _texts(table: Table) -> list[str]:
 def _slicings(prepared: Prepared, game: Game) -> dict[str, Slicing]:
     """Return how the pool is cut: by label, length, group, and the number of the user's training rows."""
     table, members = game.pool.table, game.pool.members
-    lengths = np.array([len(text.split()) for text in _texts(table)])
+    lengths = np.array([len(text.split()) for text in game.texts])
     by = {"length": quantile_slices(lengths, unit="words")}
     by |= {role: [str(v) for v in table.column(role)] for role in ("label", "group") if table.has(role)}
     found: dict[str, Slicing] = {name: (values[:members], values[members:]) for name, values in by.items()}

@@ -193,6 +193,8 @@ class Pipeline:
         task, model = load_trained(folder.model, config)
         prepared = stages.prepare(config, self.base, self.progress, task=task)
         check_data(prepared, verb)
+        if verb == "attack":
+            check_attack(prepared)
         try:
             model = stages.on_device(model, prepared.device)
             book = stages.ScoreBook(prepared, model)
@@ -223,6 +225,7 @@ class Pipeline:
             else:
                 task, model = load_trained(self.base / (config.model.checkpoint or ""), config)
                 prepared = stages.prepare(config, self.base, self.progress, task=task)
+                check_attack(prepared)
                 folder = create(config, self.out(config))
                 result = attack(
                     prepared, stages.on_device(model, prepared.device), folder.path / "attack", show_text=self.show_text
