@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from troth.config import LocalConfig, RunConfig, parse
+from troth.config import RunConfig, parse
+from troth.config_federated import LocalConfig
 from troth.data import load
 from troth.federated import Cohort, FedAvg, SequentialEngine, by_user
 from troth.seeds import PublicSeeds

@@ -76,7 +76,7 @@ WRONG = {
     ),
     "misspelt partition": (
         {"federated": {"clients": {"partition": "label_dirichlt", "clients": 10}}},
-        "federated.clients.partition = 'label_dirichlt': input should be 'label_dirichlet' or 'iid'",
+        "federated.clients.partition = 'label_dirichlt': input should be 'iid', 'label_dirichlet', 'quantity',",
     ),
     "concentration of nothing": (
         {"federated": {"clients": {"partition": "label_dirichlet", "clients": 10, "concentration": 0}}},
@@ -84,7 +84,7 @@ WRONG = {
     ),
     "partition of how many": (
         {"federated": {"clients": {"partition": "iid"}}},
-        "federated.clients.clients is required",
+        "give clients = NUMBER",
     ),
     "clients by another role": ({"federated": {"clients": "usr"}}, "federated.clients = 'usr': input should be 'user'"),
     "layers to freeze misspelt": ({"model": {"trainable": {"freez": ["a"]}}}, "input should be 'freeze'"),

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from troth.config_errors import explain
+from troth.config_federated import FederatedConfig
+from troth.config_section import Count, Fraction, Name, NonNegative, Positive, Section, Share
 from troth.errors import ConfigError
 
 __all__ = [
@@ -27,19 +29,14 @@ __all__ = [
     "CanariesConfig",
     "DataConfig",
     "FairnessConfig",
-    "FederatedConfig",
     "GateConfig",
     "HoldoutConfig",
-    "LocalConfig",
     "Membership",
     "ModelConfig",
-    "PartitionConfig",
     "PrivacyConfig",
     "ReportConfig",
     "RunConfig",
     "RunSection",
-    "SelectionConfig",
-    "ServerConfig",
     "TaskConfig",
     "TrainConfig",
     "digest",
@@ -52,19 +49,8 @@ __all__ = [
     "training_digest",
 ]
 
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-NonNegative = Annotated[FiniteFloat, Field(ge=0)]
-Fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class RunSection(_Section):
+class RunSection(Section):
     """Who the run is: its name, public seed and folder."""
 
     name: Name
@@ -79,7 +65,7 @@ class RunSection(_Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The model: a preset, or a checkpoint folder or hub id."""
 
     preset: Literal["tiny-bert", "mini-bert", "tiny-gpt2", "tiny-t5", "bilstm-crf"] | None = None
@@ -100,7 +86,7 @@ class ModelConfig(_Section):
         return self
 
 
-class BuiltinConfig(_Section):
+class BuiltinConfig(Section):
     """The built-in corpus: generated, so that the truth about groups, users and canaries is known."""
 
     name: Literal["home"] = "home"
@@ -112,7 +98,7 @@ class BuiltinConfig(_Section):
     seed: int = Field(0, ge=0)
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the text lies and which column plays which role."""
 
     train: str | list[str] | None = None
@@ -144,7 +130,7 @@ class DataConfig(_Section):
         return self
 
 
-class TaskConfig(_Section):
+class TaskConfig(Section):
     """What the model learns."""
 
     kind: Literal["classification", "tagging", "question_answering", "seq2seq", "language_modeling"]
@@ -157,7 +143,7 @@ class TaskConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """The training loop."""
 
     epochs: Count = 3
@@ -173,7 +159,7 @@ class TrainConfig(_Section):
     keep_checkpoints: Count = 2
 
 
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     """The differential privacy asked for."""
 
     target_epsilon: Positive | None = None
@@ -235,75 +221,6 @@ class PrivacyConfig(_Section):
         return self
 
 
-class PartitionConfig(_Section):
-    """Clients made by a partition instead of a user column."""
-
-    partition: Literal["label_dirichlet", "iid"]
-    clients: Annotated[int, Field(ge=2)]
-    concentration: Positive = 1.0
-    convention: Literal["per_client", "per_label"] = Field(
-        "per_client", description="of label_dirichlet: each client draws its labels, or each label its clients"
-    )
-
-
-class SelectionConfig(_Section):
-    """Which clients a round takes, and the weight that goes with that choice."""
-
-    by: Literal["uniform", "activity"] = "uniform"
-    power: Annotated[FiniteFloat, Field(ge=0, le=4)] = 1.0
-    weight: Literal["equal", "samples", "inverse_probability"] | None = Field(
-        None, description="default: samples with uniform, equal with activity"
-    )
-    allow_double_count: bool = False
-
-    @model_validator(mode="after")
-    def _counted_once(self) -> Self:
-        if self.by == "activity" and self.power > 0 and self.weight == "samples" and not self.allow_double_count:
-            raise ValueError(
-                "by = 'activity' with weight = 'samples' counts each client's rows twice; use weight = 'equal' or "
-                "'inverse_probability', or write allow_double_count = true if that is meant"
-            )
-        return self
-
-
-class LocalConfig(_Section):
-    """What a client does in a round; its optimizer starts afresh in each."""
-
-    epochs: Count = 1
-    batch_size: Count = 8
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Positive = 0.1
-
-
-class ServerConfig(_Section):
-    """What the server does with the weighted mean of client updates."""
-
-    optimizer: Literal["sgd"] = "sgd"
-    learning_rate: Positive = 1.0
-
-
-class FederatedConfig(_Section):
-    """A federation simulated in this process."""
-
-    clients: Literal["user"] | PartitionConfig = "user"
-    algorithm: Literal["fedavg"] = "fedavg"
-    selection: SelectionConfig = SelectionConfig()
-    rounds: Count = 50
-    cohort_size: Count = 20
-    local: LocalConfig = LocalConfig()
-    server: ServerConfig = ServerConfig()
-    engine: Literal["local"] = "local"
-    evaluate_every: Count = Field(5, description="rounds")
-    checkpoint_every: Count | None = Field(None, description="rounds; default: evaluate_every")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_selection(cls, data: object) -> object:
-        if isinstance(data, Mapping) and isinstance(data.get("selection"), str):
-            return {**data, "selection": {"by": data["selection"]}}
-        return data
-
-
 Membership = Literal[
     "loss",
     "modified_entropy",
@@ -321,13 +238,13 @@ Membership = Literal[
 WITH_SHADOWS: tuple[Membership, ...] = ("rmia", "lira", "student_t", "shokri")
 
 
-class HoldoutConfig(_Section):
+class HoldoutConfig(Section):
     """Non-members held out of the training rows: a twin is trained on the rest and attacked."""
 
     holdout: Fraction = Field(description="share of the training rows, drawn by the public seed")
 
 
-class CanariesConfig(_Section):
+class CanariesConfig(Section):
     """Codes planted in the training rows of a twin, and looked for in it."""
 
     pattern: str = Field(
@@ -341,14 +258,14 @@ class CanariesConfig(_Section):
     extraction: list[Literal["enumerate", "gradient", "beam"]] = Field(["enumerate"], min_length=1)
 
 
-class AuditConfig(_Section):
+class AuditConfig(Section):
     """A lower bound on epsilon from canaries that join the training rows of a twin once, each by the toss of a coin."""
 
     canaries: Annotated[int, Field(ge=10)] = 1000
     confidence: Fraction = 0.95
 
 
-class AttackConfig(_Section):
+class AttackConfig(Section):
     """Which attacks to run, and on whom."""
 
     membership: list[Membership] = Field(["loss"])
@@ -392,25 +309,25 @@ class AttackConfig(_Section):
         return any(name in WITH_SHADOWS for name in self.membership)
 
 
-class FairnessConfig(_Section):
+class FairnessConfig(Section):
     """Which fairness metrics to take."""
 
     metrics: list[Literal["accuracy_gap"]] = Field(["accuracy_gap"], min_length=1)
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     """Where the report goes."""
 
     path: str = Field("report.html", min_length=1, description="relative to the run folder unless absolute")
 
 
-class GateConfig(_Section):
+class GateConfig(Section):
     """Rules that must hold: ``NAME[.value|.low|.high|.n] OP NUMBER``."""
 
     rules: list[str] = Field(min_length=1)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A whole run file, resolved."""
 
     run: RunSection

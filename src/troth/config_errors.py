@@ -18,7 +18,6 @@ LATER_KEYS = frozenset(
         "data.counterfactuals",
         "privacy.preset",
         "privacy.mechanism",
-        "federated.stream",
         "federated.labels",
         "federated.secure_aggregation",
         "fairness.suite",

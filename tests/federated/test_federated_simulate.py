@@ -13,9 +13,9 @@ import torch
 from federated_fakes import Regression, RegressionTask, equal_clients
 from torch import nn
 
-from troth.config import FederatedConfig
+from troth.config_federated import FederatedConfig
 from troth.errors import ConfigError, DataError, ResumeError, RunError
-from troth.federated import FederatedData, FederatedOutcome, simulate
+from troth.federated import FederatedData, FederatedOutcome, Federation, simulate
 from troth.results import Measurement, Record
 from troth.seeds import PublicSeeds
 from troth.training import SilentProgress
@@ -45,12 +45,7 @@ def run(
     model, task = Regression(dropout), RegressionTask(rows)
     task.features[:] *= np.nan if spoilt else 1
     outcome = simulate(
-        task,
-        model,
-        task.encoded,
-        clients,
-        settings,
-        seeds=PublicSeeds(seed),
+        Federation(task, model, task.encoded, clients, settings, PublicSeeds(seed)),
         evaluate=evaluate or task.accuracy,
         progress=progress,
         folder=folder,
@@ -60,7 +55,12 @@ def run(
 
 
 def without_seconds(outcome: FederatedOutcome) -> list[dict[str, object]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in outcome.series]
+    rows = [row for name in sorted(outcome.series) for row in outcome.series[name]]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+
+
+def evaluated(outcome: FederatedOutcome) -> list[dict[str, object]]:
+    return outcome.series["federated.round"]
 
 
 def same(one: nn.Module, two: nn.Module) -> bool:
@@ -69,23 +69,23 @@ def same(one: nn.Module, two: nn.Module) -> bool:
 
 def test_it_learns_and_says_what_it_cost() -> None:
     outcome, model = run(config(rounds=30, evaluate_every=10), dropout=0.0)
-    assert [row["round"] for row in outcome.series] == [10, 20, 30]
-    assert outcome.series[-1]["accuracy"] > 0.7
-    assert outcome.series[-1]["loss"] < outcome.series[0]["loss"]
-    assert (outcome.series[0]["low"], outcome.series[0]["high"]) == (0.0, 1.0)
+    assert [row["round"] for row in evaluated(outcome)] == [10, 20, 30]
+    assert evaluated(outcome)[-1]["accuracy"] > 0.7
+    assert evaluated(outcome)[-1]["loss"] < evaluated(outcome)[0]["loss"]
+    assert (evaluated(outcome)[0]["low"], evaluated(outcome)[0]["high"]) == (0.0, 1.0)
     size = 8 * 23
-    for row in outcome.series:
+    for row in evaluated(outcome):
         assert row["bytes_up"] == row["bytes_down"] == row["round"] * 4 * size
         assert row["bytes"] == 2 * row["bytes_up"] and row["cohort"] == 4
     found = {m.name: m for m in outcome.measurements}
-    assert found["federated.round.accuracy"].value == outcome.series[-1]["accuracy"]
+    assert found["federated.round.accuracy"].value == evaluated(outcome)[-1]["accuracy"]
     assert found["federated.round.accuracy"].protocol["weight"] == "samples"
-    assert found["federated.bytes_sent"].value == outcome.series[-1]["bytes"]
-    assert found["federated.samples"].value == outcome.series[-1]["samples"] > 0
+    assert found["federated.bytes_sent"].value == evaluated(outcome)[-1]["bytes"]
+    assert found["federated.samples"].value == evaluated(outcome)[-1]["samples"] > 0
     assert found["federated.clients"].protocol["dropped_clients"] == CLIENTS.dropped
     assert outcome.rounds == 30 and outcome.work_seconds > 0
     assert not model.frozen.requires_grad and model.frozen.item() == 1.0
-    record = Record("federate", "x", "now", "0", measurements=outcome.measurements, series={"r": outcome.series})
+    record = Record("federate", "x", "now", "0", measurements=outcome.measurements, series=outcome.series)
     assert Record.from_json(record.to_json()).to_json() == record.to_json()
 
 
@@ -95,7 +95,7 @@ def test_dropped_clients_are_told() -> None:
 
 
 def test_last_round_is_evaluated_and_every_kth() -> None:
-    assert [row["round"] for row in run(config(rounds=5, evaluate_every=2))[0].series] == [2, 4, 5]
+    assert [row["round"] for row in evaluated(run(config(rounds=5, evaluate_every=2))[0])] == [2, 4, 5]
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3, 5])
@@ -117,7 +117,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, stop_after: int,
     assert again.measurements[0] == whole.measurements[0]
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Stands for a kill between two rounds."""
 
 
@@ -181,9 +181,10 @@ def test_every_round_and_every_seed_draws_a_cohort_of_its_own() -> None:
     drawn = []
     for seed in (1, 2):
         task = RegressionTask(ROWS)
-        settings = config(rounds=12, cohort_size=1, local={"batch_size": ROWS})
+        settings = config(rounds=12, cohort_size=1, local={"batch_size": ROWS}, execution="loop")
         clients = equal_clients(ROWS, 40)
-        simulate(task, Regression(), task.encoded, clients, settings, seeds=PublicSeeds(seed), evaluate=task.accuracy)
+        made = Federation(task, Regression(), task.encoded, clients, settings, PublicSeeds(seed))
+        simulate(made, evaluate=task.accuracy)
         drawn.append([int(rows[0]) % 40 for rows in task.seen])
     assert len(set(drawn[0])) > 6 and len(set(drawn[1])) > 6
     assert drawn[0] != drawn[1]
@@ -200,7 +201,7 @@ def test_the_callers_state_is_left_alone() -> None:
         torch.rand(3)
         return task.accuracy(model)
 
-    simulate(task, model, task.encoded, CLIENTS, config(), seeds=PublicSeeds(0), evaluate=evaluate)
+    simulate(Federation(task, model, task.encoded, CLIENTS, config(), PublicSeeds(0)), evaluate=evaluate)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert model.training and not model.dropout.training
     assert all(p.grad is None for p in model.parameters())
@@ -208,9 +209,9 @@ def test_the_callers_state_is_left_alone() -> None:
 
 def test_updates_that_are_not_finite_are_counted_and_told() -> None:
     outcome, model = run(config(), spoilt=True)
-    assert outcome.series[-1]["rejected"] == 24
-    assert outcome.series[-1]["loss"] is None
-    assert any("24 of 24 client updates were not finite" in w for w in outcome.warnings)
+    assert evaluated(outcome)[-1]["rejected"] == 24
+    assert evaluated(outcome)[-1]["loss"] is None
+    assert any("24 client updates were left out, for they were not finite" in w for w in outcome.warnings)
     assert same(model, Regression())
 
 
@@ -236,7 +237,7 @@ def test_an_error_leaves_the_model_at_the_last_finished_round() -> None:
     with pytest.raises(KilledError):
         settings = config(evaluate_every=1, local={"batch_size": 1})  # the third batch is still the first client's
         clients = equal_clients(ROWS, 20)
-        simulate(task, model, task.encoded, clients, settings, seeds=PublicSeeds(0), evaluate=evaluate)
+        simulate(Federation(task, model, task.encoded, clients, settings, PublicSeeds(0)), evaluate=evaluate)
     assert kept and all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from troth.config import parse
 from troth.data import load
-from troth.federated import by_user, simulate
+from troth.federated import Federation, by_user, simulate
 from troth.results import Measurement
 from troth.seeds import PublicSeeds
 from troth.tasks import make_model, make_task
@@ -55,16 +55,10 @@ def test_every_task_federates(task: dict[str, str], preset: str, tmp_path: Path)
 
     def run() -> tuple[PreTrainedModel, list[dict[str, object]], tuple[Measurement, ...]]:
         model = make_model(config, made, seeds, tmp_path)
-        outcome = simulate(
-            made,
-            model,
-            made.encode(splits.train),
-            by_user(splits.train.column("user")),
-            config.federated,
-            seeds=seeds,
-            evaluate=evaluate,
-        )
-        return model, outcome.series, outcome.measurements
+        users = by_user(splits.train.column("user"))
+        federation = Federation(made, model, made.encode(splits.train), users, config.federated, seeds)
+        outcome = simulate(federation, evaluate=evaluate)
+        return model, outcome.series["federated.round"], outcome.measurements
 
     start = make_model(config, made, seeds, tmp_path)
     model, series, measurements = run()

@@ -16,6 +16,7 @@ from troth.cli.fairness import fairness
 from troth.cli.federate import federate
 from troth.cli.ledger import app as ledger_app
 from troth.cli.ls import ls
+from troth.cli.models import app as models_app
 from troth.cli.options import help_without_command
 from troth.cli.output import say
 from troth.cli.plan import plan
@@ -64,6 +65,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(ledger_app, name="ledger")
 app.command("doctor")(doctor)
 app.command("validate")(validate)
+app.add_typer(models_app, name="models")
 app.command("ls")(ls)
 
 

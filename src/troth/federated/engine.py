@@ -1,32 +1,41 @@
-"""The in-process engine: the clients of a round one after the other, in place, over one model.
+"""The engine of this machine: takes a round apart into chunks, runs them here or in worker processes, sums in order.
 
-Memory does not grow with the cohort: there is one model, one client update and one running weighted sum.
+Memory does not grow with the cohort: there is one running sum. One thread works at a time in each process: on small
+models several threads are slower than one, and the sums come out the same on every number of workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from troth.config import LocalConfig
+from troth.config_federated import FederatedConfig
 from troth.errors import ModelError
-from troth.federated.fedavg import Algorithm, Parameters, ServerState
+from troth.federated.aggregation import added, finite, robust
+from troth.federated.algorithm import Aggregate, Algorithm, Parameters, ServerState
+from troth.federated.calibration import LOOP_CHUNK, stackable, timed_layout
+from troth.federated.chunk_runner import ChunkResult, ChunkRunner, Layout
+from troth.federated.device_store import DeviceStore
+from troth.federated.layout_cache import known_layout, layout_key, remember_layout
+from troth.federated.merged_round import merged_gradient, plan_merged
 from troth.federated.population import FederatedData
+from troth.federated.round_plan import Chunk, RoundWork, plan_chunks, round_work
 from troth.federated.selection import Cohort
+from troth.federated.worker_pool import WorkerPool, Workplace
 from troth.seeds import PublicSeeds
+from troth.tasks import Encoded, Task
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+__all__ = ["LocalEngine", "RoundOutcome", "one_thread"]
 
-    from troth.tasks import Encoded, Task
-
-__all__ = ["Engine", "RoundOutcome", "SequentialEngine"]
+Integers = NDArray[np.int64]
+_PROBE_CLIENTS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,174 +43,277 @@ class RoundOutcome:
     """What the clients of a round sent back, summed.
 
     Attributes:
-        update: the weighted sum of the client updates that were taken; None where none was.
-        clients: clients that trained.
-        rejected: clients whose update was not finite and was left out.
+        aggregate: the replies as one; None where none was taken.
+        clients: clients that trained, or tried to.
+        rejected: clients whose update was left out, by reason: ``not_finite``, ``norm``, ``shape``, ``data`` (the
+            client's data raised an error), ``empty`` (no rows).
         samples: examples processed, each local epoch counted.
         steps: local gradient steps.
         losses: how many of those examples belong to updates that were taken.
         loss_sum: sum of these examples' losses, nats, each at the parameters of its step.
-        bytes_down: bytes sent to clients: the trainable parameters, dense, once a client.
-        bytes_up: bytes sent back: as many.
+        bytes_down: bytes sent to clients.
+        bytes_up: bytes sent back; where clients hold only the token rows they look up, only those.
+        unstacked: clients that were to be stacked and were run one after the other.
     """
 
-    update: Parameters | None
+    aggregate: Aggregate | None
     clients: int
-    rejected: int
+    rejected: Mapping[str, int]
     samples: int
     steps: int
     losses: int
     loss_sum: float
     bytes_down: int
     bytes_up: int
+    unstacked: int = 0
 
 
-class Engine(Protocol):
-    """Runs the clients of a round, however it likes; the result is the weighted sum of their updates."""
+@dataclass(eq=False)
+class LocalEngine:
+    """Runs the clients of a round on this machine.
 
-    def parameters(self) -> Parameters:
-        """Return the model's trainable parameters by name, live."""
+    Guarantees:
+    - a client's batches depend on seed, round and client alone; its dropout on these and, where clients are stacked,
+      on who stands in its chunk;
+    - with a fixed chunk size the sums are the same to the last bit whatever the order of clients and the number of
+      workers.
 
-    def load(self, parameters: Parameters) -> None:
-        """Put parameters into the model."""
-
-    def run_round(self, algorithm: Algorithm, state: ServerState, cohort: Cohort) -> RoundOutcome:
-        """Return what the cohort makes of round ``state.round_index``."""
-
-
-class SequentialEngine:
-    """A plain loop over the cohort.
-
-    A client's batches come from ``seeds.generator("local batches", round, client)`` and its dropout from
-    ``seeds.integer("dropout", round, client)`` alone, hence neither the order of clients nor a resume changes them.
-    The caller gives the global random state of torch back (`simulate` does).
-
-    Raises:
-        ModelError: nothing to train, or a BatchNorm layer, whose running statistics no average of parameters covers.
+    Attributes:
+        task: collates batches and gives the per-example loss.
+        model: its trainable parameters are the global model's place.
+        encoded: the rows.
+        config: of the federation.
+        seeds: public seeds.
+        guard: called with the rows of each round before they are read; raises where one must not be.
+        layout: how clients are run; chosen at the first round unless set before.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        model: PreTrainedModel,
-        encoded: Encoded,
-        clients: FederatedData,
-        local: LocalConfig,
-        seeds: PublicSeeds,
-    ) -> None:
-        self._task, self._model, self._encoded = task, model, encoded
-        self._clients, self._local, self._seeds = clients, local, seeds
-        self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not self._trainable:
+    task: Task
+    model: nn.Module
+    encoded: Encoded
+    config: FederatedConfig
+    seeds: PublicSeeds
+    guard: Callable[[Integers], None] | None = None
+    layout: Layout | None = None
+    _trained: dict[str, nn.Parameter] = field(init=False, repr=False)
+    _runner: ChunkRunner | None = field(init=False, default=None, repr=False)
+    _pool: WorkerPool | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if not self._trained:
             raise ModelError("model.trainable: no parameter is trained; a federation needs at least one")
-        for name, module in model.named_modules():
+        for name, module in self.model.named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 raise ModelError(f"{name} is a BatchNorm layer: averaging parameters leaves out its running statistics")
-        self._device = next(iter(self._trainable.values())).device
-        self._bytes = sum(p.nbytes for p in self._trainable.values())
 
     def parameters(self) -> Parameters:
         """Return the model's trainable parameters by name, live."""
-        return self._trainable
+        return self._trained
 
     @torch.no_grad()
     def load(self, parameters: Parameters) -> None:
         """Put parameters into the model."""
-        for name, place in self._trainable.items():
+        for name, place in self._trained.items():
             place.copy_(parameters[name])
 
-    def run_round(self, algorithm: Algorithm, state: ServerState, cohort: Cohort) -> RoundOutcome:
-        """Return the weighted sum of the cohort's updates, each added as soon as it is there."""
-        self._model.train()
-        total: dict[str, Tensor] | None = None
-        taken, rejected, samples, steps, losses, loss_sum = 0.0, 0, 0, 0, 0, 0.0
-        for client, weight in zip(cohort.clients.tolist(), cohort.weights.tolist(), strict=True):
-            self.load(state.parameters)
-            work = self._work(client, state.round_index)
-            update = algorithm.client_update(state, work)
-            samples, steps = samples + work.samples, steps + work.steps
-            if not _finite(update):
-                rejected += 1
-                continue
-            losses, loss_sum = losses + work.samples, loss_sum + work.loss_sum
-            taken += weight
-            total = _added(total, update, weight)
-        if total is not None and rejected and cohort.sums_to_one:
-            total = {name: summed / taken for name, summed in total.items()}
-        clients = len(cohort.clients)
-        sent = clients * self._bytes
-        return RoundOutcome(total, clients, rejected, samples, steps, losses, loss_sum, sent, sent)
+    def run_round(
+        self, algorithm: Algorithm, state: ServerState, cohort: Cohort, data: FederatedData, store: DeviceStore | None
+    ) -> RoundOutcome:
+        """Return what the cohort makes of round ``state.round_index``.
 
-    def _work(self, client: int, round_index: int) -> _ClientWork:
-        """Return a client's problem, with the dropout of its turn seeded."""
-        seed = self._seeds.integer("dropout", round_index, client)
-        torch.default_generator.manual_seed(seed)
-        if self._device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        rng = self._seeds.generator("local batches", round_index, client)
-        rows, size, draws = self._clients.rows_of(client), self._local.batch_size, []
-        for epoch in range(self._local.epochs):
-            order = rng.permutation(rows)
-            draws += [
-                (order[i : i + size], round_index * self._local.epochs + epoch) for i in range(0, len(rows), size)
-            ]
-        return _ClientWork(self._task, self._model, self._encoded, self._trainable, draws)
+        Raises:
+            ModelError: every client's data raised an error: then it is not the data.
+        """
+        lengths = self.encoded.lengths
+        with one_thread():
+            work = round_work(
+                data, cohort.clients, cohort.weights, lengths, self.config.local, state.round_index, self.seeds
+            )
+            if self.guard is not None:
+                self.guard(work.rows)
+            total = ChunkResult(rejected=Counter({"empty": len(cohort.clients) - len(work.clients)}))
+            total.rejected += Counter()  # drops a count of zero
+            merged = np.zeros(len(work.clients), dtype=bool)
+            if self._merges(algorithm):
+                merged = work.steps == 1
+                done = self._run_merged(algorithm, state, work, merged) if merged.any() else None
+                if done is None:
+                    merged[:] = False
+                else:
+                    total.add(done)
+            rest = work.part(np.flatnonzero(~merged))
+            if len(rest.clients):
+                self._choose(algorithm, state, rest)
+                for result in self._results(algorithm, state, rest, store):
+                    self._keep(store, result)
+                    total.add(result)
+        self._refuse_hopeless(total, work)
+        return self._outcome(total, cohort, len(work.clients))
+
+    def client_losses(self, state: ServerState, data: FederatedData, clients: Integers) -> NDArray[np.float64]:
+        """Return [clients] the mean loss of each client's rows under the global model, nats; dropout off."""
+        rows, offsets = data.gather(clients)
+        if self.guard is not None:
+            self.guard(rows)
+        self.load(state.parameters)
+        self.model.train(mode=False)
+        losses = np.zeros(len(rows))
+        order = np.argsort(self.encoded.lengths[rows], kind="stable")
+        device = next(iter(self._trained.values())).device
+        with torch.no_grad(), one_thread():
+            for begin in range(0, len(order), 64):
+                places = order[begin : begin + 64]
+                batch = {n: v.to(device) for n, v in self.task.collate(self.encoded, rows[places]).items()}
+                losses[places] = self.task.per_example_loss(self.model, batch).double().cpu().numpy()  # type: ignore[arg-type]
+        return np.asarray(np.add.reduceat(losses, offsets[:-1]) / np.diff(offsets))
+
+    def _merges(self, algorithm: Algorithm) -> bool:
+        rules = self.config.aggregation
+        plain = rules.rule == "mean" and rules.norm_bound is None and rules.reject_above is None
+        return plain and self.config.execution != "loop" and algorithm.merges_one_step is not None
+
+    def _run_merged(
+        self, algorithm: Algorithm, state: ServerState, work: RoundWork, merged: NDArray[np.bool_]
+    ) -> ChunkResult | None:
+        """Return the sums over clients of one step; None where they have to be looked at one by one."""
+        self.load(state.parameters)
+        self.model.train()
+        gradient: dict[str, Tensor] | None = None
+        loss_sum, rows = 0.0, 0
+        draw = state.round_index * self.config.local.epochs
+        try:
+            for batch in plan_merged(work, merged, self.encoded.lengths, draw):
+                found, losses = merged_gradient(self.task, self.model, self.encoded, batch, self._trained)
+                gradient = added(gradient, found)
+                loss_sum, rows = loss_sum + losses, rows + len(batch.rows)
+        except (ValueError, IndexError, RuntimeError, TypeError, KeyError):  # one client's data: find out whose
+            return None
+        factor = algorithm.merges_one_step
+        if gradient is None or factor is None or not finite(gradient):
+            return None
+        update = {
+            n: gradient[n].mul_(factor) if n in gradient else torch.zeros_like(p) for n, p in self._trained.items()
+        }
+        clients = int(merged.sum())
+        sent = clients * sum(p.nbytes for p in self._trained.values())
+        return ChunkResult(
+            update={n: u.detach() for n, u in update.items()},
+            clients=work.clients[merged].tolist(),
+            weight=float(work.weights[merged].sum()),
+            samples=rows,
+            steps=clients,
+            losses=rows,
+            loss_sum=loss_sum,
+            bytes_up=sent,
+            bytes_down=sent,
+        )
+
+    def _choose(self, algorithm: Algorithm, state: ServerState, work: RoundWork) -> None:
+        """Choose the layout, once."""
+        if self._runner is not None:
+            return
+        if self.layout is None:
+            key = layout_key(self.model, self._trained, self.config, len(work.clients))
+            self.layout = known_layout(key)
+            if self.layout is None:
+                self.layout = self._chosen(algorithm, state, work)
+                remember_layout(key, self.layout)
+        self._runner = self._make(self.layout)
+
+    def _make(self, layout: Layout) -> ChunkRunner:
+        return ChunkRunner(self.task, self.model, self.encoded, list(self._trained), self.config.aggregation, layout)
+
+    def _chosen(self, algorithm: Algorithm, state: ServerState, work: RoundWork) -> Layout:
+        size = self.config.chunk_size or LOOP_CHUNK
+        if self.config.execution == "loop":
+            return Layout(stacked=False, chunk_size=size, reason="federated.execution = 'loop'")
+        if next(iter(self._trained.values())).device.type != "cpu":
+            return Layout(stacked=False, chunk_size=size, reason="clients are stacked on CPUs only")
+        probe = plan_chunks(work.part(np.arange(min(_PROBE_CLIENTS, len(work.clients)))), self.config.local, 2)[0]
+        masks, reason = stackable(self.task, self.model, self.encoded, list(self._trained), probe, state)
+        if masks is None:
+            if self.config.execution == "stacked":
+                raise ModelError(
+                    f"federated.execution = 'stacked': this model cannot be stacked: {reason}; write 'auto'"
+                )
+            return Layout(stacked=False, chunk_size=size, reason=reason)
+        return timed_layout(self._make, algorithm, state, work, self.config, masks)
+
+    def _results(
+        self, algorithm: Algorithm, state: ServerState, work: RoundWork, store: DeviceStore | None
+    ) -> Iterator[ChunkResult]:
+        """Yield each chunk's result in the order of chunks."""
+        if self.layout is None or self._runner is None:
+            return
+        chunks = plan_chunks(work, self.config.local, self.layout.chunk_size)
+
+        def memory(chunk: Chunk) -> Mapping[str, Parameters]:
+            return {} if store is None else store.read(state, chunk.clients)
+
+        if self.config.workers > 1 and len(chunks) > 1:
+            yield from self._workers(self.layout).results(algorithm, state, chunks, memory)
+        else:
+            for chunk in chunks:
+                yield self._runner.run(algorithm, state, chunk, memory(chunk))
+
+    def _workers(self, layout: Layout) -> WorkerPool:
+        if self._pool is None:
+            place = Workplace(self.task, self.model, self.encoded, list(self._trained), self.config.aggregation, layout)
+            self._pool = WorkerPool(place, self.config.workers)
+        return self._pool
+
+    def close(self) -> None:
+        """End the worker processes, if there are any."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    @staticmethod
+    def _keep(store: DeviceStore | None, result: ChunkResult) -> None:
+        if store is not None:
+            for clients, memory in result.memory:
+                store.write(clients, memory)
+        result.memory = []
+
+    @staticmethod
+    def _refuse_hopeless(total: ChunkResult, work: RoundWork) -> None:
+        if total.rejected["data"] and total.rejected["data"] == len(work.clients):
+            raise ModelError(
+                f"all {len(work.clients)} clients of a round failed, the first with {total.first_error}: "
+                "model and data do not go together"
+            )
+
+    def _outcome(self, total: ChunkResult, cohort: Cohort, clients: int) -> RoundOutcome:
+        update = robust(total.updates, self.config.aggregation) if total.updates else total.update
+        aggregate = None
+        if update is not None and total.clients:
+            numbers = total.numbers
+            left_out = len(total.clients) < len(cohort.clients)
+            if left_out and cohort.sums_to_one and not total.updates:
+                update = {name: u / total.weight for name, u in update.items()}
+                numbers = {name: n / total.weight for name, n in numbers.items()}
+            aggregate = Aggregate(update, numbers, total.summed, len(total.clients))
+        return RoundOutcome(
+            aggregate,
+            clients,
+            dict(total.rejected),
+            total.samples,
+            total.steps,
+            total.losses,
+            total.loss_sum,
+            total.bytes_down,
+            total.bytes_up,
+            total.unstacked,
+        )
 
 
-class _ClientWork:
-    """One client's turn on the one model: a `LocalProblem`, and what was seen in it.
-
-    Attributes:
-        samples: examples processed so far.
-        loss_sum: sum of their losses, nats.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        model: PreTrainedModel,
-        encoded: Encoded,
-        trainable: Mapping[str, nn.Parameter],
-        batches: list[tuple[NDArray[np.int64], int]],
-    ) -> None:
-        self._task, self._model, self._encoded, self._batches = task, model, encoded, batches
-        self._trainable = trainable
-        self.samples = 0
-        self.loss_sum = 0.0
-
-    @property
-    def parameters(self) -> Parameters:
-        """The live parameters of the model."""
-        return self._trainable
-
-    @property
-    def steps(self) -> int:
-        """How many batches there are."""
-        return len(self._batches)
-
-    @torch.enable_grad()
-    def gradients(self, step: int) -> Parameters:
-        """Return the gradient of the mean loss of a batch."""
-        rows, draw = self._batches[step]
-        device = next(iter(self._trainable.values())).device
-        batch = {k: v.to(device) for k, v in self._task.collate(self._encoded, rows, draw=draw).items()}
-        loss = self._task.per_example_loss(self._model, batch).mean()
-        found = torch.autograd.grad(loss, list(self._trainable.values()), allow_unused=True)
-        self.samples += len(rows)
-        self.loss_sum += float(loss.detach()) * len(rows)
-        return {name: g for name, g in zip(self._trainable, found, strict=True) if g is not None}
-
-
-def _finite(update: Parameters) -> bool:
-    """Return whether every number is finite; a sum is NaN or infinite as soon as one is not (or as it overflows)."""
-    return all(bool(torch.isfinite(u.sum())) for u in update.values())
-
-
-@torch.no_grad()
-def _added(total: dict[str, Tensor] | None, update: dict[str, Tensor], weight: float) -> dict[str, Tensor]:
-    """Return the running sum with one more update, in place; the first update becomes the sum."""
-    if total is None:
-        return {name: u.mul_(weight) for name, u in update.items()}
-    for name, u in update.items():
-        total[name].add_(u, alpha=weight)
-    return total
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread within."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,72 +1,17 @@
-"""Federated averaging, as three steps that know no engine: init, client_update, server_update.
-
-An algorithm works on named tensors through element-wise operations only. An engine decides how clients are run: one
-after the other in place, or stacked with a leading client dimension; the same algorithm object serves both.
-"""
+"""Federated averaging and what differs from it on one side only: FedProx on clients; server optimizers; FedNova."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Algorithm", "FedAvg", "LocalProblem", "Parameters", "ServerState"]
+from troth.federated.algorithm import Aggregate, ClientReply, DeviceMemory, LocalProblem, Parameters, ServerState
+from troth.federated.local_optimizers import LocalTraining, descend
+from troth.federated.server_optimizers import ServerOptimizer, ServerSGD
 
-Parameters = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class ServerState:
-    """All that outlives a round; hence all that a checkpoint of a federation holds.
-
-    Attributes:
-        parameters: the global model's trainable parameters by name.
-        round_index: rounds done.
-        slots: the server optimizer's tensors, slot -> parameter name -> tensor; none for plain averaging.
-    """
-
-    parameters: Parameters
-    round_index: int = 0
-    slots: Mapping[str, Parameters] = field(default_factory=dict)
-
-
-class LocalProblem(Protocol):
-    """What an engine gives an algorithm to work on: the data of a client, or of several stacked ones.
-
-    Attributes:
-        parameters: the local parameters by name, equal to the global ones at the start; changed in place.
-        steps: how many gradient steps the local epochs make.
-    """
-
-    @property
-    def parameters(self) -> Parameters:
-        """The live local parameters."""
-
-    @property
-    def steps(self) -> int:
-        """How many batches there are."""
-
-    def gradients(self, step: int) -> Parameters:
-        """Return the gradient of the mean loss of batch `step` at the present local parameters.
-
-        A parameter that plays no part in the loss has no entry.
-        """
-
-
-class Algorithm(Protocol):
-    """What a federation does on its clients and on its server."""
-
-    def init(self, parameters: Parameters) -> ServerState:
-        """Return the state before the first round; the parameters are copied."""
-
-    def client_update(self, state: ServerState, problem: LocalProblem) -> dict[str, Tensor]:
-        """Train locally and return **local minus global**; this sign is fixed throughout troth."""
-
-    def server_update(self, state: ServerState, update: Parameters) -> ServerState:
-        """Return the state after a round whose weighted sum of client updates is `update`."""
+__all__ = ["FedAvg", "FedNova", "local_minus_global"]
 
 
 @dataclass(frozen=True)
@@ -74,47 +19,110 @@ class FedAvg:
     """Federated averaging (McMahan et al., AISTATS 2017, algorithm 1): local training, then the weighted mean.
 
     The paper averages models; averaging updates and adding them with server learning rate 1 is the same. The paper's
-    clients run SGD; with ``adamw`` they run AdamW without weight decay instead, from fresh moments each turn, as
-    FedNLP's 'FedOPT' does. A comparison of algorithms must hold the client optimizer fixed.
+    clients run SGD. With `proximal` above 0 this is FedProx (Li et al., MLSys 2020, arXiv 1812.06127, equation 2), with
+    another server optimizer FedAvgM, FedAdagrad, FedAdam or FedYogi. A comparison of algorithms must hold the clients'
+    optimizer fixed: FedNLP's 'FedOPT' changes it as well.
 
     Guarantees:
     - one local SGD step, full participation, equal sizes and server learning rate 1 make a step of centralised SGD;
     - nothing is shared between clients of a round, and no optimizer state outlives a client's turn.
 
     Attributes:
-        local_learning_rate: of the clients' optimizer.
-        server_learning_rate: of the server's SGD on the mean update.
-        local_optimizer: of the clients.
+        local: the clients' optimizer.
+        server: the server's.
+        proximal: mu of FedProx; 0 for FedAvg.
     """
 
-    local_learning_rate: float
-    server_learning_rate: float = 1.0
-    local_optimizer: Literal["sgd", "adamw"] = "sgd"
+    local: LocalTraining
+    server: ServerOptimizer = field(default_factory=ServerSGD)
+    proximal: float = 0.0
+
+    @property
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """Devices keep nothing."""
+        return ()
+
+    @property
+    def moves_all(self) -> bool:
+        """A parameter without gradient stays: the proximal term is zero where a parameter has not moved."""
+        return False
+
+    @property
+    def merges_one_step(self) -> float | None:
+        """Minus the learning rate with SGD: the proximal term is zero in the first step."""
+        return -self.local.learning_rate if self.local.optimizer == "sgd" else None
 
     def init(self, parameters: Parameters) -> ServerState:
         """Return the state before the first round."""
         return ServerState({name: p.detach().clone() for name, p in parameters.items()})
 
-    @torch.no_grad()
-    def client_update(self, state: ServerState, problem: LocalProblem) -> dict[str, Tensor]:
-        """Return local minus global after descending the client's batches."""
-        local = problem.parameters
-        optimizer = self._optimizer(list(local.values()))
-        for step in range(problem.steps):
-            gradients = problem.gradients(step)
-            for name, parameter in local.items():
-                parameter.grad = gradients.get(name)
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return {name: local[name] - start for name, start in state.parameters.items()}
+    def client_update(self, state: ServerState, problem: LocalProblem) -> ClientReply:
+        """Return local minus global after descending the clients' batches."""
+        descend(self.local, problem, proximal=self.proximal)
+        return ClientReply(local_minus_global(problem))
 
-    def _optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        if self.local_optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=self.local_learning_rate, fused=True)
-        return torch.optim.AdamW(parameters, lr=self.local_learning_rate, weight_decay=0.0, fused=True)
-
-    @torch.no_grad()
-    def server_update(self, state: ServerState, update: Parameters) -> ServerState:
+    def server_update(self, state: ServerState, aggregate: Aggregate) -> ServerState:
         """Return the global parameters moved along the mean update."""
-        moved = {n: p.add(update[n], alpha=self.server_learning_rate) for n, p in state.parameters.items()}
-        return replace(state, parameters=moved, round_index=state.round_index + 1)
+        return replace(self.server.step(state, aggregate.update), round_index=state.round_index + 1)
+
+
+@dataclass(frozen=True)
+class FedNova:
+    """Normalised averaging (Wang et al., NeurIPS 2020, arXiv 2007.07481, equations 5 and 6).
+
+    Each update is divided by its client's effective number of steps a_k = |a_k|_1, and the weighted mean is multiplied
+    by the weighted mean of a_k: clients with more steps do not pull the objective towards their data. With SGD without
+    momentum a_k is the number of steps; with momentum m it is (s - m (1 - m^s) / (1 - m)) / (1 - m).
+
+    Attributes:
+        local: the clients' optimizer, SGD.
+        server: the server's.
+    """
+
+    local: LocalTraining
+    server: ServerOptimizer = field(default_factory=ServerSGD)
+
+    @property
+    def memory(self) -> tuple[DeviceMemory, ...]:
+        """Devices keep nothing."""
+        return ()
+
+    @property
+    def moves_all(self) -> bool:
+        """A parameter without gradient stays."""
+        return False
+
+    @property
+    def merges_one_step(self) -> float | None:
+        """None: the server needs the weighted sum of steps as well."""
+        return None
+
+    def init(self, parameters: Parameters) -> ServerState:
+        """Return the state before the first round."""
+        return ServerState({name: p.detach().clone() for name, p in parameters.items()})
+
+    def client_update(self, state: ServerState, problem: LocalProblem) -> ClientReply:
+        """Return the normalised updates, and the effective steps as a number."""
+        descend(self.local, problem)
+        update = local_minus_global(problem)
+        effective = self._effective_steps(problem.steps, next(iter(update.values())).dtype)
+        normalised = {n: u / effective.view(-1, *[1] * (u.dim() - 1)).clamp(min=1) for n, u in update.items()}
+        return ClientReply(normalised, {"effective_steps": effective})
+
+    def server_update(self, state: ServerState, aggregate: Aggregate) -> ServerState:
+        """Return the global parameters moved along the mean normalised update, scaled by the mean effective steps."""
+        scale = aggregate.numbers["effective_steps"]
+        scaled = {name: u * scale for name, u in aggregate.update.items()}
+        return replace(self.server.step(state, scaled), round_index=state.round_index + 1)
+
+    def _effective_steps(self, steps: Tensor, dtype: torch.dtype) -> Tensor:
+        taken, momentum = steps.to(dtype), self.local.momentum
+        if not momentum:
+            return taken
+        return (taken - momentum * (1 - momentum**taken) / (1 - momentum)) / (1 - momentum)
+
+
+@torch.no_grad()
+def local_minus_global(problem: LocalProblem) -> dict[str, Tensor]:
+    """Return [clients, ...] how far each client's parameters have moved."""
+    return {name: p - problem.start[name] for name, p in problem.parameters.items()}

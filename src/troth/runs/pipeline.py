@@ -18,6 +18,7 @@ from troth.results import Json, Record, now
 from troth.runs import stages
 from troth.runs.attack_stage import attack, attack_scores, check_attack
 from troth.runs.cautions import constant_predictions, shared_ids
+from troth.runs.federated_stage import federate as run_federation
 from troth.runs.folders import RunFolder, create, find_finished, find_unfinished, open_run, run_folders
 from troth.runs.gates import check
 from troth.runs.grid import GridPoint, expand
@@ -110,7 +111,7 @@ class Pipeline:
         """Run the stages of a verb in the contract's order."""
         config = prepared.config
         federate = verb == "federate" or (verb == "run" and config.federated is not None)
-        make = stages.federate if federate else stages.train
+        make = run_federation if federate else stages.train
         model, result = make(prepared, folder, resume=resume)
         book = stages.ScoreBook(prepared, model)
         result = result.plus(stages.evaluate(prepared, book))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from troth import __version__
 from troth.accounting import PrivacyPlan, epsilon_curve, make_plan
-from troth.config import FederatedConfig, RunConfig
+from troth.config import RunConfig
+from troth.config_federated import FederatedConfig
 from troth.data import load, privacy_units
 from troth.dp.inspect import refuse_unsupported
 from troth.errors import ConfigError
 from troth.federated import simulate
 from troth.results import Json, Measurement, Record, computed, now
 from troth.runs import stages
+from troth.runs.federated_stage import federation
 from troth.runs.preflight import check_data, check_file
 from troth.runs.provenance import Clock, peak_memory_bytes
 from troth.tasks import make_model
@@ -174,23 +177,17 @@ def _seconds(
 
 def _federation(prepared: stages.Prepared, federated: FederatedConfig) -> list[Measurement]:
     """Return rounds and seconds of the federation."""
-    task = prepared.task
-    encoded = task.encode(prepared.splits.train)
-    clients = stages.population(prepared, federated)
-    model = stages.on_device(make_model(prepared.config, task, prepared.seeds, prepared.base), prepared.device)
+    model = stages.on_device(make_model(prepared.config, prepared.task, prepared.seeds, prepared.base), prepared.device)
+    made, _ = federation(prepared, federated, model)
 
     def timed(rounds: int) -> list[float]:
+        short = federated.model_copy(update={"rounds": rounds, "evaluate_every": 1, "stream": None})
         outcome = simulate(
-            task,
-            model,
-            encoded,
-            clients,
-            federated.model_copy(update={"rounds": rounds, "evaluate_every": 1}),
-            seeds=prepared.seeds,
+            replace(made, config=short, stream=None),
             evaluate=lambda _: (),
             progress=SilentProgress() if rounds == 1 else prepared.progress,
         )
-        ends = [float(row["seconds"]) for row in outcome.series if isinstance(row["seconds"], float)]
+        ends = [float(row["seconds"]) for row in outcome.series["federated.round"] if isinstance(row["seconds"], float)]
         return [after - before for before, after in zip([0.0, *ends], ends, strict=False)]
 
     warm_up = timed(1)[0]
@@ -204,6 +201,8 @@ def _federation(prepared: stages.Prepared, federated: FederatedConfig) -> list[M
         "speaks_of": "cost.work_seconds of the federation; loading, evaluation, attacks and the report come on top",
     }
     rounds = federated.rounds
+    if made.stream is not None and federated.stream is not None:
+        rounds = len(made.stream) * federated.stream.rounds_per_period
     ends = rounds * min(paces), rounds * max(paces)
     return [
         computed("plan.rounds", rounds, rounds, "rounds"),

@@ -1,6 +1,6 @@
-"""The stages a run file can hold, each `config + inputs -> result`: train, federate, fairness.
+"""The stages a run file can hold, each `config + inputs -> result`: train, fairness.
 
-The attack stage has a module of its own, `troth.runs.attack_stage`.
+The attack stage and the federated stage have modules of their own, `attack_stage` and `federated_stage`.
 `Prepared` is what every stage shares: the data, the task and the seeds of one configuration, read once. Scores of a
 model on a split are taken once and shared between evaluation, attack and fairness.
 """
@@ -17,12 +17,11 @@ import torch
 from transformers import PreTrainedModel
 
 from troth.accounting import Ledger, PrivacyPlan, Reservation, SpendRequest, epsilon_curve, make_plan
-from troth.config import FederatedConfig, RunConfig, training_digest
+from troth.config import RunConfig, training_digest
 from troth.data import Splits, Table, load, privacy_units, row_hashes
 from troth.dp.inspect import refuse_unsupported
 from troth.errors import ConfigError
 from troth.fairness import accuracy_by_group
-from troth.federated import FederatedData, by_user, partition, simulate
 from troth.results import Json, Measurement, Privacy, computed
 from troth.runs.folders import RunFolder
 from troth.seeds import PublicSeeds
@@ -35,10 +34,12 @@ __all__ = [
     "StageResult",
     "evaluate",
     "fairness",
-    "federate",
-    "population",
+    "make_fresh_model",
     "prepare",
+    "reserve",
     "train",
+    "training_counts",
+    "truncation_warning",
 ]
 
 
@@ -138,7 +139,8 @@ def evaluate(prepared: Prepared, book: ScoreBook) -> StageResult:
     return StageResult(tuple(found))
 
 
-def _counts(prepared: Prepared, encoded: Encoded) -> tuple[Measurement, ...]:
+def training_counts(encoded: Encoded) -> tuple[Measurement, ...]:
+    """Return how many rows were trained on, and how many of them were cut, as measurements."""
     rows = computed("data.train.rows", len(encoded), len(encoded), "rows")
     if not encoded.truncated:
         return (rows,)
@@ -146,7 +148,8 @@ def _counts(prepared: Prepared, encoded: Encoded) -> tuple[Measurement, ...]:
     return rows, cut
 
 
-def _truncation_warning(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
+def truncation_warning(prepared: Prepared, encoded: Encoded) -> tuple[str, ...]:
+    """Return a warning where rows were cut."""
     if not encoded.truncated:
         return ()
     limit = prepared.task.max_length
@@ -159,7 +162,8 @@ def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _model(prepared: Prepared) -> PreTrainedModel:
+def make_fresh_model(prepared: Prepared) -> PreTrainedModel:
+    """Return the model of [model] before training, on its device."""
     made = make_model(prepared.config, prepared.task, prepared.seeds, prepared.base)
     return on_device(made, prepared.device)
 
@@ -177,10 +181,10 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
         prepared.progress.message("calibrating the noise")
         units = privacy_units(prepared.splits.train, config.privacy.unit)
         plan = make_plan(config.privacy, config.train, len(units))
-    model = _model(prepared)
+    model = make_fresh_model(prepared)
     if plan is not None:
         refuse_unsupported(model)
-    reservation, told = _reservation(prepared, plan, folder, resume=resume)
+    reservation, told = reserve(prepared, plan, folder, resume=resume)
     inputs = TrainInputs(
         task=prepared.task,
         model=model,
@@ -198,16 +202,16 @@ def train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTr
     if plan is not None:
         series["privacy.epsilon"] = epsilon_curve(plan, 20)
     return model, StageResult(
-        _counts(prepared, encoded),
+        training_counts(encoded),
         series,
         outcome.privacy,
-        (*_truncation_warning(prepared, encoded), *outcome.warnings, *told),
+        (*truncation_warning(prepared, encoded), *outcome.warnings, *told),
         {"model": str(folder.model)},
         outcome.work_seconds,
     )
 
 
-def _reservation(
+def reserve(
     prepared: Prepared, plan: PrivacyPlan | None, folder: RunFolder, *, resume: bool
 ) -> tuple[Reservation | None, tuple[str, ...]]:
     """Return the run's entry in the ledger and what the ledger has to tell.
@@ -251,69 +255,6 @@ def discard(folder: RunFolder) -> None:
     if entry is not None:
         Ledger().release(entry)
     shutil.rmtree(folder.path, ignore_errors=True)
-
-
-def population(prepared: Prepared, federated: FederatedConfig) -> FederatedData:
-    """Return the population: one client a user, or a partition of the rows.
-
-    Raises:
-        ConfigError: there is no user column, or the partition cannot be made.
-    """
-    train = prepared.splits.train
-    if federated.clients == "user":
-        if not train.has("user"):
-            raise ConfigError(
-                "federated.clients = 'user' needs data.user: name the column, or write clients = { partition = ... }"
-            )
-        return by_user(train.column("user"), train.source)
-    labels = train.column("label") if train.has("label") else None
-    return partition(federated.clients, len(train), labels, seeds=prepared.seeds)
-
-
-def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[PreTrainedModel, StageResult]:
-    """Train the model by the federation of [federated], simulated in this process, and export it.
-
-    Quality by round is measured on the validation split where there is one, else on the test split.
-    """
-    federated = prepared.config.federated
-    if federated is None:
-        raise ConfigError("the run file has no [federated]; add it")
-    table = prepared.splits.validation or prepared.splits.test
-    encoded = prepared.task.encode(prepared.splits.train)
-    clients = population(prepared, federated)
-    model = _model(prepared)
-    _, told = _reservation(prepared, None, folder, resume=resume)
-
-    def evaluate_round(global_model: PreTrainedModel) -> tuple[Measurement, ...]:
-        if table is None:
-            return ()
-        scores = prepared.task.score(global_model, table)
-        return prepared.task.measure(
-            scores, table, prefix="federated.round", seeds=prepared.seeds, outside_guarantee=False
-        )
-
-    outcome = simulate(
-        prepared.task,
-        model,
-        encoded,
-        clients,
-        federated,
-        seeds=prepared.seeds,
-        evaluate=evaluate_round,
-        progress=prepared.progress,
-        folder=folder.path,
-        resume=resume,
-    )
-    merge_adapters(model, prepared.config.model.trainable)
-    export(model, prepared.task.tokenizer, folder.model, replace=resume)
-    return model, StageResult(
-        (*_counts(prepared, encoded), *outcome.measurements),
-        {"federated.round": outcome.series},
-        None,
-        (*_truncation_warning(prepared, encoded), *outcome.warnings, *told),
-        {"model": str(folder.model)},
-        outcome.work_seconds,
-    )
 
 
 def fairness(prepared: Prepared, book: ScoreBook) -> StageResult:

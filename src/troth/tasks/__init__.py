@@ -10,7 +10,7 @@ from troth.tasks.scorer import Scorer, TaskScorer
 from troth.tasks.seq2seq import Seq2Seq
 from troth.tasks.tagging import Tagging
 from troth.tasks.task import Batch, Scores, ScoringProgress, Task
-from troth.tasks.trainable import merge_adapters
+from troth.tasks.trainable import head_names, merge_adapters
 
 __all__ = [
     "PRESETS",
@@ -30,6 +30,7 @@ __all__ = [
     "Tagging",
     "Task",
     "TaskScorer",
+    "head_names",
     "length_buckets",
     "load_trained",
     "make_model",

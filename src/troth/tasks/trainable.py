@@ -19,7 +19,7 @@ from troth.tasks.checkpoints import seeded
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Trainable", "merge_adapters", "set_trainable"]
+__all__ = ["Trainable", "head_names", "merge_adapters", "set_trainable"]
 
 Trainable = Literal["all", "head", "lora"] | dict[Literal["freeze"], list[str]]
 
@@ -77,6 +77,12 @@ def merge_adapters(model: PreTrainedModel, trainable: Trainable) -> None:
         layer.merge()
         model.set_submodule(name, layer.get_base_layer())
     del model.peft_config
+
+
+def head_names(model: PreTrainedModel) -> frozenset[str]:
+    """Return the names of the trained parameters that are no part of the model's body; empty where there are none."""
+    body = _body(model)
+    return frozenset(name for name, p in model.named_parameters() if p.requires_grad and name not in body)
 
 
 def _body(model: PreTrainedModel) -> set[str]:
