@@ -73,8 +73,8 @@ def _speeches() -> dict[str, list[dict[str, str]]]:
     for block in _blocks((DATA / "tiny_shakespeare/input.txt").read_text().splitlines()):
         speeches.setdefault(block[0].removesuffix(":"), []).append(" ".join(block[1:]))
     parts: dict[str, list[dict[str, str]]] = {"train": [], "dev": [], "test": []}
-    for speaker, texts in speeches.items():
-        texts = [text for text in texts if text]
+    for speaker, said in speeches.items():
+        texts = [text for text in said if text]
         tenth = len(texts) // 10
         cut = {"train": texts[: len(texts) - 2 * tenth], "dev": texts[len(texts) - 2 * tenth : len(texts) - tenth]}
         cut["test"] = texts[len(texts) - tenth :] if tenth else []
