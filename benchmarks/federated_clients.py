@@ -3,10 +3,11 @@
 Run ``python benchmarks/federated_clients.py --pfl PYTHON --flower PYTHON``, where each PYTHON is the interpreter of an
 environment of its own, made from ``benchmarks/requirements-pfl.txt`` and ``benchmarks/requirements-flower.txt``;
 without one, that peer is left out. It prints tables and writes ``results/federated_clients.json`` and ``.md`` beside
-this file. Four parts, see `PARTS`:
+this file. Its parts, each of which can be run alone (``--only``):
 
 - ``clients``: milliseconds per client of a round of 128 clients, two SGD steps each, on a 2-layer transformer with a
-  vocabulary of 5,000, full precision, no dropout; and, from the same sides, a round of 1,000 light clients;
+  vocabulary of 5,000, full precision, no dropout;
+- ``light``: seconds of a round of 1,000 clients with 1 to 4 rows, once in one step (merged), once in two (stacked);
 - ``grid``: the engine's own choice against a plain loop (copy, SGD, difference) over batch sizes and lengths;
 - ``memory``: peak resident memory of a process whose rounds take 100 or 1,000 clients of one population;
 - ``registry``: what a round costs besides client work where a million devices are registered on disk.
@@ -14,9 +15,10 @@ this file. Four parts, see `PARTS`:
 Each side lives in a process of its own interpreter with one thread, is warmed up, and is asked in turn for one round
 at a time (interleaved, the order rotates); a ratio is taken within each such turn, and its median and quartiles are
 shown. troth, pfl and the loop are measured in CPU seconds of their process. Flower works in several processes, so it
-is measured in wall seconds, with two actors on two cores, and is compared with troth's wall seconds. All sides start
-from the same parameters, take the same rows in the same order, and must agree on the first round's update to 1e-5, or
-the script fails.
+is measured in wall seconds, with two actors on two cores, and is compared with troth's wall seconds on one. All sides
+start from the same parameters, take the same rows in the same order, and must agree on the first round's update to
+1e-5, or the script fails. Data sets and batches of the peers and the plain loop are made outside of the clock; troth
+draws the cohort, shuffles, collates and checks every update within it.
 """
 
 from __future__ import annotations
@@ -30,70 +32,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TextIO, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from federated_clients_sides import Case, Troth, in_order_of_round_0, parameter_count
 from numpy.typing import NDArray
-from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from troth.federated import FederatedData, LocalEngine
-    from troth.tasks import Classification, Encoded
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("clients", "grid", "memory", "registry")
-VOCABULARY, WIDTH, LAYERS, HEADS, INNER, LABELS = 5000, 64, 2, 4, 128, 4
-RATE, SEED = 0.1, 1
+PARTS = ("clients", "light", "grid", "memory", "registry")
 AGREE = 1e-5
-Arrays = dict[str, NDArray[Any]]
+DEVICES, COHORT = 1_000_000, 1000
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A round: `clients` clients with two batches each, or (light) with 1 to 4 rows each, passed `epochs` times."""
-
-    batch: int
-    length: int
-    clients: int
-    epochs: int = 1
-    light: bool = False
-
-    @property
-    def name(self) -> str:
-        """Return the case in words."""
-        if self.light:
-            return f"{self.clients} clients of 1 to 4 rows, length {self.length}, {self.epochs} step(s)"
-        return f"batch {self.batch} x length {self.length}"
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return [clients] rows of each."""
-        if self.light:
-            return np.random.default_rng(SEED).integers(1, 5, self.clients)
-        return np.full(self.clients, 2 * self.batch)
-
-    def offsets(self) -> NDArray[np.int64]:
-        """Return [clients + 1] where each client's rows begin."""
-        return np.r_[0, np.cumsum(self.counts())].astype(np.int64)
-
-    def table(self) -> Arrays:
-        """Return token ids [rows, length], evenly drawn (hence the largest local vocabularies), and labels [rows]."""
-        rng = np.random.default_rng([SEED, self.batch, self.length])
-        rows = int(self.counts().sum())
-        return {
-            "ids": rng.integers(4, VOCABULARY, (rows, self.length)),
-            "labels": rng.integers(LABELS, size=rows),
-        }
-
 
 CASES = (Case(4, 16, 128), Case(1, 16, 128), Case(10, 32, 128))
 LIGHT = (Case(8, 16, 1000, light=True), Case(8, 16, 1000, epochs=2, light=True))
@@ -104,474 +60,32 @@ GRID = tuple(
 )
 
 
-# --- the model, as plain PyTorch; parameter names are those of troth's own class
-
-
-class Layer(nn.Module):
-    """A pre-LayerNorm block: attention, then a GELU feed-forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.value, self.output = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.expand, self.contract = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
-
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Return [batch, time, width]."""
-        x = self.attention_norm(hidden)
-        q, k, v = (
-            part(x).unflatten(2, (HEADS, WIDTH // HEADS)).transpose(1, 2) for part in (self.query, self.key, self.value)
-        )
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        hidden = hidden + self.output(seen.transpose(1, 2).flatten(2))
-        return hidden + cast(Tensor, self.contract(F.gelu(self.expand(self.feed_forward_norm(hidden)))))
-
-
-class Embeddings(nn.Module):
-    """Token and position rows, summed."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(length, WIDTH)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Return [batch, time, width]."""
-        return cast(Tensor, self.tokens(ids) + self.positions(torch.arange(ids.shape[1]).expand_as(ids)))
-
-
-class Encoder(nn.Module):
-    """Mean over tokens of the last layer, then LayerNorm."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.embeddings = Embeddings(length)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
-        self.norm = nn.LayerNorm(WIDTH)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return [batch, width]."""
-        hidden, seen = self.embeddings(ids), mask[:, None, None, :].bool()
-        for layer in self.layers:
-            hidden = layer(hidden, seen)
-        real = mask[:, :, None].to(hidden.dtype)
-        return cast(Tensor, self.norm((hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)))
-
-
-class Classifier(nn.Module):
-    """The peers' model; `loss` and `metrics` are what pfl asks for."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.encoder, self.classifier = Encoder(length), nn.Linear(WIDTH, LABELS)
-        self.load_state_dict({name: torch.from_numpy(a) for name, a in start(self).items()})
-
-    def loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy."""
-        return F.cross_entropy(self.classifier(self.encoder(ids, mask)), labels)
-
-    def metrics(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Mapping[str, object]:
-        """Return the loss as pfl wants it; asked for in the warm-up only."""
-        from pfl.metrics import Weighted
-
-        return {"loss": Weighted(float(self.loss(ids, mask, labels)) * len(ids), len(ids))}
-
-
-def start(model: nn.Module) -> Arrays:
-    """Return the parameters that every side starts from, by name."""
-    out: Arrays = {}
-    for place, (name, p) in enumerate(sorted(model.named_parameters())):
-        drawn = np.random.default_rng([SEED, place]).normal(0, 0.05, tuple(p.shape))
-        out[name] = (drawn + 1 if "norm.weight" in name else drawn).astype(np.float32)
-    return out
-
-
-def parameter_count(length: int) -> int:
-    return sum(p.numel() for p in Classifier(length).parameters())
-
-
-# --- the sides: each makes the same round in its own way
-
-
-class Side(Protocol):
-    """A way to make rounds."""
-
-    def prepare(self, case: Case, data: Path) -> None:
-        """Take up a case; `data` holds its rows in the order in which troth takes them in round 0."""
-
-    def round(self) -> None:
-        """Make the next round."""
-
-    def update(self) -> Arrays:
-        """Return what round 0 adds to the global parameters, from the common start."""
-
-    def note(self) -> str:
-        """Return what there is to say about how rounds are made."""
-
-
-@lru_cache(maxsize=4)
-def clients_of(data: str) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Return each client's token ids, mask and labels."""
-    with np.load(data, allow_pickle=False) as file:
-        ids, labels, offsets = (torch.from_numpy(file[name]) for name in ("ids", "labels", "offsets"))
-    bounds = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
-    return [(ids[a:b], torch.ones_like(ids[a:b]), labels[a:b]) for a, b in bounds]
-
-
-def descend(case: Case, batch_loss: Callable[..., Tensor], optimizer: torch.optim.Optimizer, rows: object) -> None:
-    """Train on one client's rows: ids, mask and labels."""
-    tensors = cast("tuple[Tensor, Tensor, Tensor]", rows)
-    for _ in range(case.epochs):
-        for batch in zip(*(t.split(case.batch) for t in tensors), strict=True):
-            batch_loss(*batch).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-
-def troth_task(length: int) -> tuple[Classification, nn.Module]:
-    """Return troth's task and model of this size."""
-    from types import SimpleNamespace
-
-    from troth.tasks import Classification
-    from troth.tasks.modeling_bert import TrothBertConfig, TrothBertForSequenceClassification
-
-    config = TrothBertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=INNER,
-        hidden_dropout_prob=0.0,
-        max_position_embeddings=length,
-        num_labels=LABELS,
-    )
-    model = TrothBertForSequenceClassification(config)
-    model.load_state_dict({name: torch.from_numpy(a) for name, a in start(model).items()})
-    labels = tuple(str(k) for k in range(LABELS))
-    return Classification(SimpleNamespace(pad_token_id=0), labels, length), model.train()  # type: ignore[arg-type]
-
-
-def troth_rows(ids: NDArray[np.int64], labels: NDArray[np.int64]) -> Encoded:
-    """Return rows of one length as troth's tasks encode them."""
-    from troth.tasks import Encoded, Ragged
-
-    rows, length = ids.shape
-    ragged = Ragged(ids.ravel(), np.arange(rows + 1, dtype=np.int64) * length)
-    return Encoded({"input_ids": ragged}, {"labels": labels}, ragged.lengths, 0)
-
-
-def settings(cohort: int, batch: int, epochs: int, execution: str, by: str = "uniform") -> Any:  # noqa: ANN401
-    """Return the configuration of a federation of these clients."""
-    from troth.config_federated import FederatedConfig
-
-    return FederatedConfig(
-        selection={"by": by, "weight": "equal"},
-        cohort_size=cohort,
-        local={"epochs": epochs, "batch_size": batch, "learning_rate": RATE},
-        execution=execution,
-    )
-
-
-class Troth:
-    """troth's engine."""
-
-    def __init__(self, execution: str) -> None:
-        self._execution = execution
-
-    def prepare(self, case: Case, data: Path) -> None:
-        """Make engine, population and algorithm; cohort below the population where a case asks for that."""
-        from troth.federated import FederatedData
-
-        offsets = case.offsets()
-        population = FederatedData(np.arange(offsets[-1]), offsets)
-        task, model = troth_task(case.length)
-        self.take(case, population, task, model, troth_rows(**case.table()), case.clients)
-
-    def take(  # noqa: PLR0913
-        self,
-        case: Case,
-        population: FederatedData,
-        task: Classification,
-        model: nn.Module,
-        encoded: Encoded,
-        cohort: int,
-        by: str = "uniform",
-    ) -> None:
-        """Take up a population of one's own."""
-        from troth.federated import FedAvg, LocalEngine, LocalTraining
-        from troth.federated.rounds import FixedRounds
-        from troth.seeds import PublicSeeds
-
-        config, seeds = settings(cohort, case.batch, case.epochs, self._execution, by), PublicSeeds(SEED)
-        self.population, self.config, self.seeds = population, config, seeds
-        self.engine: LocalEngine = LocalEngine(task, model, encoded, config, seeds)
-        self.rounds = FixedRounds(config, population, seeds, None)
-        self.algorithm = FedAvg(LocalTraining(RATE))
-        self.state = self._first = self.algorithm.init(self.engine.parameters())
-
-    def round(self) -> None:
-        """Draw the cohort, run its clients, move the server."""
-        index = self.state.round_index
-        cohort = self.rounds.next(index, lambda k: np.zeros(len(k))).parts[index]
-        outcome = self.engine.run_round(self.algorithm, self.state, cohort, self.population, None)
-        if outcome.aggregate is None or outcome.rejected:
-            raise SystemExit(f"updates were rejected: {outcome.rejected}")
-        self.state = self.algorithm.server_update(self.state, outcome.aggregate)
-
-    def update(self) -> Arrays:
-        """Return the first round's update."""
-        self.state = self._first
-        self.round()
-        moved, first = self.state.parameters, self._first.parameters
-        return {name: (p - first[name]).numpy() for name, p in moved.items()}
-
-    def note(self) -> str:
-        """Return the layout and what was measured to choose it."""
-        layout = self.engine.layout
-        if layout is None:
-            return "merged"
-        return f"{f'stacked by {layout.chunk_size}' if layout.stacked else 'one by one'}; {layout.reason}"
-
-
-class PlainLoop:
-    """Copy, SGD, difference: bare PyTorch on troth's model, rows collated outside of the clock."""
-
-    def prepare(self, case: Case, data: Path) -> None:
-        """Make the model and the clients' rows."""
-        self._case, self._clients = case, clients_of(str(data))
-        self._task, self._model = troth_task(case.length)
-        self._live = dict(self._model.named_parameters())
-        self._first = {name: p.detach().clone() for name, p in self._live.items()}
-        self._global = dict(self._first)
-
-    def _loss(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        return self._task.per_example_loss(self._model, batch).mean()  # type: ignore[arg-type]
-
-    def _sum(self) -> dict[str, Tensor]:
-        total = {name: torch.zeros_like(p) for name, p in self._live.items()}
-        for rows in self._clients:
-            with torch.no_grad():
-                for name, place in self._live.items():
-                    place.copy_(self._global[name])
-            descend(self._case, self._loss, torch.optim.SGD(self._live.values(), lr=RATE), rows)
-            with torch.no_grad():
-                for name, place in self._live.items():
-                    total[name].add_(place - self._global[name], alpha=1 / len(self._clients))
-        return total
-
-    def round(self) -> None:
-        """Move the global parameters by the mean update."""
-        update = self._sum()
-        self._global = {name: p + update[name] for name, p in self._global.items()}
-
-    def update(self) -> Arrays:
-        """Return the first round's update."""
-        self._global = dict(self._first)
-        return {name: u.detach().numpy() for name, u in self._sum().items()}
-
-    def note(self) -> str:
-        """Return the version of PyTorch."""
-        return f"torch {version('torch')}"
-
-
-class Pfl:
-    """pfl's SimulatedBackend with PyTorchModel and FederatedAveraging; its users' data sets are made beforehand."""
-
-    def prepare(self, case: Case, data: Path) -> None:
-        """Make model, backend and parameters; no evaluation but in the first, unmeasured round."""
-        from pfl.aggregate.simulate import SimulatedBackend
-        from pfl.algorithm.base import NNAlgorithmParams
-        from pfl.data.federated_dataset import FederatedDataset
-        from pfl.data.pytorch import PyTorchTensorDataset
-        from pfl.data.sampling import get_user_sampler
-        from pfl.hyperparam import NNEvalHyperParams, NNTrainHyperParams
-
-        users = [PyTorchTensorDataset(rows, user_id=str(k)) for k, rows in enumerate(clients_of(str(data)))]
-        sampler = get_user_sampler("minimize_reuse", list(range(len(users))))
-        federated = FederatedDataset(users.__getitem__, sampler)
-        self._backend = SimulatedBackend(training_data=federated, val_data=federated)
-        self._train = NNTrainHyperParams(
-            local_batch_size=case.batch, local_num_epochs=case.epochs, local_learning_rate=RATE
-        )
-        self._evaluate = NNEvalHyperParams(local_batch_size=None)
-        self._parameters = NNAlgorithmParams(
-            central_num_iterations=10**9, evaluation_frequency=10**9, train_cohort_size=case.clients, val_cohort_size=0
-        )
-        self._length = case.length
-        self._begin()
-
-    def _begin(self) -> None:
-        from pfl.algorithm.federated_averaging import FederatedAveraging
-        from pfl.model.pytorch import PyTorchModel
-
-        self._module = Classifier(self._length)
-        central = torch.optim.SGD(self._module.parameters(), lr=1.0)
-        self._model = PyTorchModel(self._module, local_optimizer_create=torch.optim.SGD, central_optimizer=central)
-        self._algorithm = FederatedAveraging()
-
-    def round(self) -> None:
-        """Make one central iteration."""
-        from pfl.callback.base import TrainingProcessCallback
-        from pfl.metrics import Metrics
-
-        class OneIteration(TrainingProcessCallback):
-            def after_central_iteration(self, *_: object, **__: object) -> tuple[bool, Metrics]:
-                return True, Metrics()
-
-        self._algorithm.run(
-            self._parameters,
-            self._backend,
-            self._model,
-            self._train,
-            self._evaluate,
-            [OneIteration()],
-            send_metrics_to_platform=False,
-        )
-
-    def update(self) -> Arrays:
-        """Return the first round's update; all users are taken once in every round."""
-        self._begin()
-        self.round()
-        first = start(self._module)
-        return {name: p.detach().numpy() - first[name] for name, p in self._module.named_parameters()}
-
-    def note(self) -> str:
-        """Return the versions."""
-        return f"pfl {version('pfl')}, torch {version('torch')}"
-
-
-class Flower:
-    """Flower's simulation on Ray: FedAvg, one node per client; lives inside of a ServerApp."""
-
-    def __init__(self, grid: object) -> None:
-        self._grid = cast(Any, grid)
-
-    def prepare(self, case: Case, data: Path) -> None:
-        """Make strategy and parameters; the nodes read the clients' rows once."""
-        from flwr.app import ArrayRecord, ConfigRecord
-        from flwr.serverapp.strategy import FedAvg
-
-        everyone = {"min_train_nodes": case.clients, "min_available_nodes": case.clients}
-        self._strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, **everyone)
-        self._config = ConfigRecord({"case": json.dumps(asdict(case)), "data": str(data)})
-        self._start = Classifier(case.length).state_dict()
-        self._arrays = ArrayRecord(self._start)
-
-    def round(self) -> None:
-        """Do what the strategy's own loop does in a round of training."""
-        messages = self._strategy.configure_train(1, self._arrays, self._config, self._grid)
-        replies = self._grid.send_and_receive(messages=messages, timeout=600)
-        arrays, _ = self._strategy.aggregate_train(1, replies)
-        if arrays is None or any(reply.has_error() for reply in replies):
-            raise SystemExit("a Flower client failed")
-        self._arrays = arrays
-
-    def update(self) -> Arrays:
-        """Return the first round's update."""
-        from flwr.app import ArrayRecord
-
-        self._arrays = ArrayRecord(self._start)
-        self.round()
-        found = self._arrays.to_torch_state_dict()
-        return {name: (p - self._start[name]).numpy() for name, p in found.items()}
-
-    def note(self) -> str:
-        """Return the versions."""
-        return f"flwr {version('flwr')}, ray {version('ray')}, torch {version('torch')}"
-
-
-@lru_cache(maxsize=2)
-def flower_model(length: int) -> Classifier:
-    """Return an actor's model, made once."""
-    torch.set_num_threads(1)
-    return Classifier(length)
-
-
-def flower_train(message: Any, context: Any) -> Any:  # noqa: ANN401
-    """Train one client; runs in a Ray actor."""
-    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-
-    config = message.content["config"]
-    case = Case(**json.loads(config["case"]))
-    model = flower_model(case.length)
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    rows = clients_of(config["data"])[context.node_config["partition-id"]]
-    descend(case, model.loss, torch.optim.SGD(model.parameters(), lr=RATE), rows)
-    metrics = MetricRecord({"num-examples": len(rows[0])})
-    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
-    return Message(content=content, reply_to=message)
-
-
-# --- processes: a worker answers one JSON line with one JSON line
-
-
-def serve(sides: Mapping[str, Side], requests: TextIO, replies: TextIO) -> None:
-    """Answer requests until there are no more."""
-    for line in requests:
-        ask = json.loads(line)
-        side, answer = sides[ask["side"]], {}
-        if ask["do"] == "prepare":
-            side.prepare(Case(**ask["case"]), Path(ask["data"]))
-        elif ask["do"] == "update":
-            np.savez(ask["path"], **side.update())  # type: ignore[arg-type]
-        elif ask["do"] == "time":
-            wall, cpu = time.perf_counter(), time.process_time()
-            side.round()
-            answer = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-        else:
-            answer = {"note": side.note()}
-        replies.write(json.dumps(answer) + "\n")
-        replies.flush()
-
-
-def work(name: str) -> None:
-    """Be a worker: only answers go to standard output, whatever a library prints."""
-    torch.set_num_threads(1)
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    if name == "troth":
-        engines = {execution: Troth(execution) for execution in ("auto", "stacked", "loop")}
-        serve({**engines, "plain": PlainLoop()}, sys.stdin, replies)
-    elif name == "pfl":
-        serve({"pfl": Pfl()}, sys.stdin, replies)
-    else:
-        serve_flower(replies)
-
-
-def serve_flower(replies: TextIO) -> None:
-    """Answer requests from within a simulation that stays alive."""
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import ServerApp
-    from flwr.simulation import run_simulation
-
-    import federated_clients as importable  # what Ray sends by name it need not send by value
-
-    client, server = ClientApp(), ServerApp()
-    client.train()(importable.flower_train)
-
-    @server.main()
-    def main(grid: object, context: object) -> None:
-        serve({"flower": Flower(grid)}, sys.stdin, replies)
-
-    resources = {"init_args": {"num_cpus": 2}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server, client, num_supernodes=CASES[0].clients, backend_config=resources)
+@dataclass(frozen=True)
+class Scope:
+    """How a run goes: the peers' interpreters, rounds per measurement, a folder for passing things, standard error."""
+
+    peers: Mapping[str, str]
+    repeats: int
+    folder: Path
+    loud: bool
 
 
 class Worker:
-    """A process that answers."""
+    """A process that makes rounds in some ways and answers requests, one JSON line with one JSON line."""
 
-    def __init__(self, python: str, name: str) -> None:
-        one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    def __init__(self, python: str, name: str, scope: Scope) -> None:
+        one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        home = {"TROTH_HOME": str(scope.folder / "home")}  # layouts are measured here, not taken from earlier runs
+        script = Path(__file__).with_name("federated_clients_sides.py")
         self._name = name
         self._process = subprocess.Popen(
-            [python, __file__, "--work", name],
+            [python, str(script), name, str(max(case.clients for case in CASES))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("LOUD") else subprocess.DEVNULL,
+            stderr=None if scope.loud else subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **one, **quiet},
+            env={**os.environ, **one, **quiet, **home},
         )
 
     def ask(self, **request: object) -> Row:
@@ -582,11 +96,409 @@ class Worker:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._name} ended; run again with LOUD=1 in the environment to see why")
+            raise SystemExit(f"the process of {self._name} ended; run again with --loud to see why")
         return cast(Row, json.loads(line))
 
     def close(self) -> None:
         """End the process."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        self._process.wait(timeout=120)
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+@contextmanager
+def workers(scope: Scope, names: Sequence[str]) -> Iterator[dict[str, Worker]]:
+    """Give the worker of each side: troth and the plain loop share one, each peer has its own."""
+    with ExitStack() as stack:
+        made: dict[str, Worker] = {}
+        for name in names:
+            if name == "troth" or name in scope.peers:
+                made[name] = Worker(scope.peers.get(name, sys.executable), name, scope)
+                stack.callback(made[name].close)
+        sides = dict.fromkeys(("auto", "stacked", "loop", "plain"), made["troth"])
+        yield {**sides, **{name: worker for name, worker in made.items() if name != "troth"}}
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Return the median and the two quartiles."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return [statistics.median(values), low, high]
+
+
+def check_agreement(sides: Mapping[str, Worker], case: Case, scope: Scope) -> float:
+    """Return the largest difference of any side's first update from the plain loop's.
+
+    Raises:
+        SystemExit: it is above 1e-5.
+    """
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, worker in sides.items():
+        path = scope.folder / f"update-{name}.npz"
+        worker.ask(do="update", side=name, path=path)
+        with np.load(path, allow_pickle=False) as file:
+            found[name] = {key: file[key] for key in file.files}
+    apart = {
+        name: max(float(np.abs(update[key] - found["plain"][key]).max()) for key in found["plain"])
+        for name, update in found.items()
+    }
+    largest = max(float(np.abs(array).max()) for array in found["plain"].values())
+    if max(apart.values()) > AGREE or largest < 100 * AGREE:
+        raise SystemExit(f"{case.name}: the sides' updates differ from the plain loop's (largest {largest}): {apart}")
+    return max(apart.values())
+
+
+def compare(sides: Mapping[str, Worker], case: Case, scope: Scope, ours: str) -> Row:
+    """Return seconds of a round by side, and each side's ratio to `ours`, from rounds asked for in turn."""
+    data = scope.folder / f"rows-{case.batch}-{case.length}-{case.epochs}.npz"  # a name of its own: workers keep rows
+    in_order_of_round_0(case, data)
+    for name, worker in sides.items():
+        worker.ask(do="prepare", side=name, case=asdict(case), data=data)
+    apart = check_agreement(sides, case, scope)  # it makes a round: the first, which allocates and chooses a layout
+    names = list(sides)
+    for name in names:
+        sides[name].ask(do="time", side=name)
+    seconds: dict[str, list[Row]] = {name: [] for name in names}
+    for turn in range(scope.repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds[name].append(sides[name].ask(do="time", side=name))
+    made: Row = {"name": case.name, **asdict(case), "parameters": parameter_count(case.length), "apart": apart}
+    for name in names:
+        clock = "wall" if name == "flower" else "cpu"
+        ratios = [s[clock] / o[clock] for s, o in zip(seconds[name], seconds[ours], strict=True)]
+        made[name] = {
+            "clock": clock,
+            "cpu_ms": quartiles([1e3 * s["cpu"] / case.clients for s in seconds[name]]),
+            "wall_ms": quartiles([1e3 * s["wall"] / case.clients for s in seconds[name]]),
+            "ratio": quartiles(ratios),
+            "note": sides[name].ask(do="note", side=name)["note"],
+        }
+    return made
+
+
+def only(sides: Mapping[str, Worker], names: Sequence[str]) -> dict[str, Worker]:
+    return {name: sides[name] for name in names if name in sides}
+
+
+def measure_clients(scope: Scope) -> list[Row]:
+    with workers(scope, ("troth", "pfl", "flower")) as sides:
+        return [noted(compare(sides, case, scope, "auto")) for case in CASES]
+
+
+def measure_light(scope: Scope) -> list[Row]:
+    with workers(scope, ("troth", "pfl")) as sides:
+        ways = [("auto", "plain", "pfl"), ("stacked", "auto", "plain", "pfl")]
+        return [noted(compare(only(sides, way), case, scope, way[0])) for case, way in zip(LIGHT, ways, strict=True)]
+
+
+def measure_grid(scope: Scope) -> list[Row]:
+    with workers(scope, ("troth",)) as sides:
+        ways = only(sides, ("auto", "plain", "loop"))
+        return [noted(compare(ways, case, scope, "auto")) for case in GRID]
+
+
+def measure_memory(scope: Scope) -> list[Row]:
+    """Return peaks of fresh processes, one for each way and cohort; the population is the same."""
+    rows = []
+    for epochs, side in ((1, "auto"), (2, "stacked")):
+        row: Row = {"name": "merged" if epochs == 1 else "stacked, 2 steps"}
+        for cohort in (100, 1000):
+            with workers(scope, ("troth",)) as sides:
+                case = Case(8, 16, 1000, epochs, light=True, cohort=cohort)
+                sides[side].ask(do="prepare", side=side, case=asdict(case), data="")
+                row[str(cohort)] = sides[side].ask(do="memory", side=side, rounds=5)
+        row["ratio"] = row["1000"]["peak"] / row["100"]["peak"]
+        row["grown_bytes"] = row["1000"]["peak"] - row["100"]["peak"]
+        rows.append(noted(row))
+    return rows
+
+
+# --- a million devices
+
+
+def build_devices(folder: Path) -> tuple[Row, int]:
+    """Save a population of a million devices with natural keys; return seconds by step and the rows."""
+    import pyarrow as pa
+
+    from troth.federated import natural
+    from troth.federated.population_files import save_population
+
+    rng = np.random.default_rng(3)
+    counts = np.minimum(rng.zipf(2.1, DEVICES), 200)  # some 3 rows a device
+    keys = np.repeat(rng.choice(2**40, DEVICES, replace=False), counts)
+    rng.shuffle(keys)
+    begun = time.perf_counter()
+    population = natural(pa.array(keys))
+    grouped = time.perf_counter()
+    save_population(population, folder / "population")
+    saved = time.perf_counter()
+    lengths = rng.integers(4, 17, len(keys))
+    np.save(folder / "offsets.npy", np.r_[0, np.cumsum(lengths)])
+    tokens = np.lib.format.open_memmap(folder / "ids.npy", "w+", np.int64, (int(lengths.sum()),))
+    for start in range(0, len(tokens), 1 << 22):
+        piece = tokens[start : start + (1 << 22)]
+        piece[:] = rng.integers(4, 5000, len(piece))
+    tokens.flush()
+    return {"group_seconds": grouped - begun, "save_seconds": saved - grouped}, len(keys)
+
+
+def open_devices(folder: Path, rows: int) -> tuple[Troth, Row]:
+    """Return an engine over that population, all of it memory-mapped, and seconds by step."""
+    from troth.federated.population_files import open_population
+    from troth.tasks import Encoded, Ragged
+
+    begun = time.perf_counter()
+    population = open_population(folder / "population")
+    opened = time.perf_counter()
+    ids = np.load(folder / "ids.npy", mmap_mode="r", allow_pickle=False)
+    ragged = Ragged(ids, np.load(folder / "offsets.npy", allow_pickle=False))
+    labels = np.random.default_rng(4).integers(4, size=rows)
+    encoded = Encoded({"input_ids": ragged}, {"labels": labels}, ragged.lengths, 0)
+    troth = Troth("auto")
+    index = time.perf_counter()
+    troth.take(Case(8, 16, DEVICES, cohort=COHORT), population, encoded, "activity")
+    spent = {"open_seconds": opened - begun, "index_seconds": time.perf_counter() - index}
+    return troth, {**spent, "summary": {k: v for k, v in population.summary().items() if not isinstance(v, str)}}
+
+
+def phases(troth: Troth, participations: NDArray[np.int32], index: int) -> tuple[dict[str, list[float]], Row]:
+    """Return [wall, CPU] seconds of what a round does besides client work, by phase, and what it came to."""
+    from troth.federated.client_batches import collate_clients
+    from troth.federated.participation import gini
+    from troth.federated.round_plan import plan_chunks, round_work
+
+    spent: dict[str, list[float]] = {}
+
+    def timed(name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401
+        wall, cpu = time.perf_counter(), time.process_time()
+        out = make()
+        spent[name] = [time.perf_counter() - wall, time.process_time() - cpu]
+        return out
+
+    engine, local = troth.engine, troth.config.local
+    cohort = timed("draw", lambda: troth.rounds.next(index, lambda k: np.zeros(len(k))).parts[index])
+    lengths = timed("lengths", lambda: engine.encoded.lengths)
+    given = (troth.population, cohort.clients, cohort.weights, lengths, local, index, troth.seeds)
+    work = timed("gather", lambda: round_work(*given))
+    chunks = timed("plan", lambda: plan_chunks(work, local, 64))
+
+    def bookkeeping() -> float:
+        participations[cohort.clients] += 1
+        return gini(participations[participations > 0], DEVICES)
+
+    timed("bookkeeping", bookkeeping)
+    batches = [(c.rows[c.steps > s, s], c.draws[c.steps > s, s]) for c in chunks for s in range(int(c.steps.max()))]
+    timed("tokens", lambda: [collate_clients(engine.task, engine.encoded, *batch) for batch in batches])
+    return spent, {"rows": len(work.rows), "steps": int(work.steps.sum()), "chunks": len(chunks)}
+
+
+def measure_registry(scope: Scope) -> Row:
+    torch.set_num_threads(1)
+    built, rows = build_devices(scope.folder)
+    troth, opened = open_devices(scope.folder, rows)
+    participations = np.zeros(DEVICES, dtype=np.int32)
+    cold, came_to = phases(troth, participations, 0)
+    warm = [phases(troth, participations, 1 + k) for k in range(max(20, scope.repeats))]
+    begun = time.process_time()
+    troth.round()
+    middle = time.process_time()
+    troth.round()
+    names = list(cold)
+    millis = {n: {c: quartiles([1e3 * w[n][i] for w, _ in warm]) for i, c in enumerate(("wall", "cpu"))} for n in names}
+    overhead = [sum(1e3 * w[n][0] for n in names if n != "tokens") for w, _ in warm]
+    return noted(
+        {
+            "devices": DEVICES,
+            "rows": rows,
+            **built,
+            **opened,
+            "cohort": came_to,
+            "cold_ms": {n: 1e3 * cold[n][0] for n in names},
+            "warm_ms": millis,
+            "overhead_ms": quartiles(overhead),
+            "with_tokens_ms": quartiles([sum(1e3 * w[n][0] for n in names) for w, _ in warm]),
+            "first_round_cpu_seconds": middle - begun,
+            "round_cpu_seconds": time.process_time() - middle,
+            "layout": troth.note(),
+        }
+    )
+
+
+# --- tables
+
+
+def noted(row: Row) -> Row:
+    """Print a result as it comes, and return it."""
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def span(values: Sequence[float], digits: int = 2) -> str:
+    return f"{values[0]:.{digits}f} [{values[1]:.{digits}f}, {values[2]:.{digits}f}]"
+
+
+def clients_table(rows: Sequence[Row]) -> list[str]:
+    out = [
+        "## Milliseconds per client",
+        "",
+        "| work | parameters | side | CPU ms | wall ms | times auto's (clock) | how |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for side in ("auto", "stacked", "loop", "plain", "pfl", "flower"):
+            if (found := row.get(side)) is not None:
+                cpu = "-" if side == "flower" else span(found["cpu_ms"])
+                out.append(
+                    f"| {row['name']} | {row['parameters']:,} | {side} | {cpu} | {span(found['wall_ms'])} | "
+                    f"{span(found['ratio'])} ({found['clock']}) | {found['note']} |"
+                )
+    return out
+
+
+def light_table(rows: Sequence[Row]) -> list[str]:
+    out = [
+        "## Seconds of a round of 1,000 light clients",
+        "",
+        "| work | side | CPU s | times ours | how |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for side in ("auto", "stacked", "plain", "pfl"):
+            if (found := row.get(side)) is not None:
+                seconds = [ms * row["clients"] / 1e3 for ms in found["cpu_ms"]]
+                out.append(f"| {row['name']} | {side} | {span(seconds)} | {span(found['ratio'])} | {found['note']} |")
+    return out
+
+
+def grid_table(rows: Sequence[Row]) -> list[str]:
+    out = [
+        "## The engine's own choice against the plain loop (two steps)",
+        "",
+        "| work | clients | auto ms | plain loop ms | plain loop / auto | engine's loop / auto | how |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        auto, plain = row["auto"], row["plain"]
+        out.append(
+            f"| {row['name']} | {row['clients']} | {span(auto['cpu_ms'])} | {span(plain['cpu_ms'])} | "
+            f"{span(plain['ratio'])} | {span(row['loop']['ratio'])} | {auto['note']} |"
+        )
+    return out
+
+
+def memory_table(rows: Sequence[Row]) -> list[str]:
+    out = [
+        "## Peak resident memory, MB",
+        "",
+        "Five rounds of a fresh process over a population of 1,000; before: with model and data, before the first.",
+        "",
+        "| way | before | 100 clients | 1,000 clients | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        few, many = row["100"], row["1000"]
+        out.append(
+            f"| {row['name']} | {few['before'] / 1e6:.0f} | {few['peak'] / 1e6:.0f} | {many['peak'] / 1e6:.0f} | "
+            f"{row['ratio']:.3f} |"
+        )
+    return out
+
+
+def registry_table(found: Row) -> list[str]:
+    head = (
+        f"{found['devices']:,} devices with natural keys, {found['rows']:,} rows, everything memory-mapped; a round "
+        f"takes 1,000 by activity ({found['cohort']['rows']:,} rows in the first). Grouped by key in "
+        f"{found['group_seconds']:.1f} s, saved in {found['save_seconds']:.1f} s, opened in "
+        f"{1e3 * found['open_seconds']:.0f} ms, index made in {1e3 * found['index_seconds']:.0f} ms. "
+        f"**Overhead, warm: {span(found['overhead_ms'], 1)} ms** (wall, all phases but tokens; with tokens "
+        f"{span(found['with_tokens_ms'], 1)}). Client work of such a round: {found['round_cpu_seconds']:.2f} s of CPU "
+        f"({found['layout'].partition(';')[0]})."
+    )
+    out = [
+        "## A round with a million registered devices",
+        "",
+        head,
+        "",
+        "| phase | first round, wall ms | warm, wall ms | warm, CPU ms |",
+        "|---|---|---|---|",
+    ]
+    for name, warm in found["warm_ms"].items():
+        out.append(f"| {name} | {found['cold_ms'][name]:.1f} | {span(warm['wall'])} | {span(warm['cpu'])} |")
+    return out
+
+
+TABLES: dict[str, Callable[[Any], list[str]]] = {
+    "clients": clients_table,
+    "light": light_table,
+    "grid": grid_table,
+    "memory": memory_table,
+    "registry": registry_table,
+}
+MEASURES: dict[str, Callable[[Scope], Any]] = {
+    "clients": measure_clients,
+    "light": measure_light,
+    "grid": measure_grid,
+    "memory": measure_memory,
+    "registry": measure_registry,
+}
+
+
+def document(found: Row) -> str:
+    facts = found["facts"]
+    lines = [
+        "# What a client of a simulated federation costs",
+        "",
+        f"Made by `benchmarks/federated_clients.py`, whose text says how; {facts['date']}, {facts['processor']}, "
+        f"{facts['versions']}; load average {facts['load'][0]:.1f} at the start, {facts['load'][1]:.1f} at the end. "
+        f"{facts['beside']} Medians, quartiles in brackets, {facts['repeats']} rounds of each side in turn. "
+        "auto, stacked, loop: troth's engine with that `federated.execution`; plain: copy, SGD, difference in bare "
+        "PyTorch on troth's model.",
+    ]
+    for part, table in TABLES.items():
+        if part in found:
+            lines += ["", *table(found[part])]
+    return "\n".join(lines) + "\n"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pfl", help="the Python of an environment with pfl")
+    parser.add_argument("--flower", help="the Python of an environment with Flower's simulation")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--beside", default="", help="a sentence on what else the machine did, for the results")
+    parser.add_argument("--dry", action="store_true", help="print, write nothing")
+    parser.add_argument("--loud", action="store_true", help="show what the sides write to standard error")
+    return parser.parse_args()
+
+
+def main() -> None:
+    asked = arguments()
+    peers = {name: python for name, python in (("pfl", asked.pfl), ("flower", asked.flower)) if python}
+    before, begun = os.getloadavg()[1], time.perf_counter()
+    found: Row = {}
+    for part in asked.only:
+        with tempfile.TemporaryDirectory(prefix="federated-clients-") as folder:
+            found[part] = MEASURES[part](Scope(peers, asked.repeats, Path(folder), asked.loud))
+    found["facts"] = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), {os.cpu_count()} cores",
+        "versions": ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "numpy")),
+        "load": [before, os.getloadavg()[1]],
+        "beside": asked.beside,
+        "repeats": asked.repeats,
+        "seconds": time.perf_counter() - begun,
+    }
+    print(document(found))
+    if asked.dry:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "federated_clients.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / "federated_clients.md").write_text(document(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

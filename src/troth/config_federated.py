@@ -154,6 +154,9 @@ class LocalConfig(Section):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive = 0.1
     momentum: Momentum = Field(0.0, description="of sgd")
+    maximum_examples: Count | None = Field(
+        None, description="rows a client trains on in a round at most, drawn anew in each; its weight stays that of all"
+    )
     proximal: NonNegative | None = Field(
         None, description="mu of fedprox (default 0.01), or lambda of ditto (default 0.1)"
     )

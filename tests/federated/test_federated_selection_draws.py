@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.stats import chisquare, kstest
 
 from troth.errors import DataError
 from troth.federated import selection_draws
+from troth.federated.mapped_columns import mapping_of, pages_of, prefetch
 from troth.federated.selection_activity import AgeWeights, PowerWeights
 from troth.federated.selection_draws import first_arrivals
 from troth.federated.weighted_index import EvenRates, MixedRates, Rates, WeightedIndex
@@ -90,10 +92,11 @@ def test_total_rates_and_drawable_equal_sums_over_clients(power: float) -> None:
     counts = some_counts(200_003, np.uint32)
     weights = np.where(counts > 0, counts.astype(float) ** power, 0.0)
     made = index(counts, power)
-    assert made.clients == len(counts)
+    assert made.listed == len(counts)
     assert made.drawable == np.count_nonzero(counts)
     assert made.total == pytest.approx(weights.sum(), rel=1e-12)
-    assert made.at(slice(70, 500)) == pytest.approx(weights[70:500], rel=1e-14)
+    numbers, rates = (np.concatenate(parts) for parts in zip(*made.pieces(), strict=True))
+    assert np.array_equal(numbers, np.arange(len(counts))) and np.allclose(rates, weights, rtol=1e-14, atol=0)
     chosen = np.array([200_002, 5, 5])
     assert made.at(chosen) == pytest.approx(weights[chosen], rel=1e-14)
 
@@ -127,6 +130,29 @@ def test_a_memory_mapped_index_equals_one_in_memory(tmp_path: Path) -> None:
     assert np.array_equal(*drawn)
 
 
+@pytest.mark.parametrize("header", [0, 128, 4000])
+@pytest.mark.parametrize("length", [1, 64])
+def test_the_pages_asked_for_are_those_that_hold_the_values(tmp_path: Path, header: int, length: int) -> None:
+    counts = some_counts(9000, np.uint32)
+    path = tmp_path / "counts"
+    path.write_bytes(b"x" * header + counts.tobytes())
+    mapped = np.memmap(path, dtype=np.uint32, mode="r", offset=header)
+    for column, skipped in ((mapped, 0), (np.asarray(mapped)[100:], 100)):
+        mapping = mapping_of(column)
+        assert mapping is not None
+        first = np.array([0, 959, 7, 2000, len(column) - 3])
+        naive = {
+            (header % mmap.ALLOCATIONGRANULARITY + 4 * (skipped + k) + byte) // mmap.PAGESIZE
+            for start in first.tolist()
+            for k in range(start, min(start + length, len(column)))
+            for byte in range(4)
+        }
+        assert pages_of(column, mapping, first, length).tolist() == sorted(naive)
+        prefetch(column, first, length)
+    prefetch(counts, first, length)
+    assert mapping_of(counts) is None and mapping_of(counts[3:]) is None and np.array_equal(mapped, counts)
+
+
 def test_an_index_without_weight_is_refused() -> None:
     with pytest.raises(DataError, match="no client holds a row"):
         index(np.zeros(100, dtype=np.uint32))
@@ -156,8 +182,8 @@ def test_listed_clients_are_drawn_evenly_and_others_never() -> None:
     """10,000 draws, chi-square; a right draw fails with chance 1e-4."""
     members = np.array([2, 3, 7])
     rates = EvenRates(9, members)
-    assert (rates.clients, rates.drawable, rates.total) == (9, 3, 3.0)
-    assert rates.at(slice(1, 9)).tolist() == [0, 1, 1, 0, 0, 0, 1, 0]
+    assert (rates.listed, rates.drawable, rates.total) == (3, 3, 3.0)
+    assert [(c.tolist(), r.tolist()) for c, r in rates.pieces()] == [([2, 3, 7], [1, 1, 1])]
     assert rates.at(np.array([7, 8, 2])).tolist() == [1, 0, 1]
     drawn = np.bincount(rates.draw(10_000, np.random.default_rng(0)), minlength=9)
     assert drawn.sum() == drawn[members].sum() and chisquare(drawn[members]).pvalue > 1e-4
@@ -167,22 +193,23 @@ def test_mixed_rates_are_the_mixture_of_both() -> None:
     """60,000 draws, chi-square; a right draw fails with chance 1e-4."""
     mixed = MixedRates(index(COUNTS, 0.0), index(COUNTS, 1.0), 0.3)
     expected = 0.3 * (COUNTS > 0) / 5 + 0.7 * COUNTS / 20
-    assert mixed.at(slice(0, 6)) == pytest.approx(expected, rel=1e-14)
-    assert (mixed.total, mixed.drawable, mixed.clients) == (1.0, 5, 6)
+    assert mixed.at(np.arange(6)) == pytest.approx(expected, rel=1e-14)
+    assert next(mixed.pieces())[1] == pytest.approx(expected, rel=1e-14)
+    assert (mixed.total, mixed.drawable, mixed.listed) == (1.0, 5, 6)
     drawn = np.bincount(mixed.draw(60_000, np.random.default_rng(0)), minlength=6)
     held = COUNTS > 0
     assert drawn[2] == 0 and chisquare(drawn[held], 60_000 * expected[held]).pvalue > 1e-4
 
 
 def test_orders_of_arrival_are_as_frequent_as_enumeration_says(path: str) -> None:
-    """6,000 ordered pairs of 5 clients, chi-square over 20 orders; a right draw fails each path with chance 1e-4."""
+    """3,000 ordered pairs of 5 clients, chi-square over 20 orders; a right draw fails each path with chance 1e-4."""
     orders = list(itertools.permutations(np.flatnonzero(COUNTS).tolist(), 2))
     chances = [COUNTS[a] / 20 * COUNTS[b] / (20 - COUNTS[a]) for a, b in orders]
     rates, generator = index(COUNTS), np.random.default_rng(11)
     seen = dict.fromkeys(orders, 0)
-    for _ in range(6000):
+    for _ in range(3000):
         seen[tuple(first_arrivals(rates, 2, everyone, generator).clients.tolist())] += 1
-    assert chisquare(list(seen.values()), [6000 * p for p in chances]).pvalue > 1e-4, path
+    assert chisquare(list(seen.values()), [3000 * p for p in chances]).pvalue > 1e-4, path
 
 
 def arrived_by(time: NDArray[np.float64], rates: NDArray[np.float64], at_least: int) -> NDArray[np.float64]:
@@ -197,22 +224,22 @@ def arrived_by(time: NDArray[np.float64], rates: NDArray[np.float64], at_least: 
 
 @pytest.mark.parametrize("power", [0.0, 1.0])
 def test_the_next_time_has_the_law_of_the_next_arrival(path: str, power: float) -> None:
-    """2,000 draws of 2 of 4 eligible clients, Kolmogorov-Smirnov; a right draw fails each case with chance 1e-4."""
+    """1,000 draws of 2 of 4 eligible clients, Kolmogorov-Smirnov; a right draw fails each case with chance 1e-4."""
     held = np.array([0, 1, 3, 5])
     rates, generator = index(COUNTS, power), np.random.default_rng(3)
-    times = [first_arrivals(rates, 2, lambda c: np.isin(c, held), generator).next_time for _ in range(2000)]
+    times = [first_arrivals(rates, 2, lambda c: np.isin(c, held), generator).next_time for _ in range(1000)]
     speed = COUNTS[held].astype(float) ** power
     assert kstest(times, lambda t: arrived_by(np.atleast_1d(t), speed, 3)).pvalue > 1e-4, path
 
 
 def test_rank_conditioning_is_unbiased_for_each_client(path: str) -> None:
-    """The mean of 1 / chance over 3,000 draws is 1 for each of 5 clients, within 4.5 standard errors (1e-5 each)."""
+    """The mean of 1 / chance over 1,500 draws is 1 for each of 5 clients, within 4.5 standard errors (1e-5 each)."""
     rates, generator = index(COUNTS), np.random.default_rng(8)
-    found = np.zeros((3000, len(COUNTS)))
-    for k in range(3000):
+    found = np.zeros((1500, len(COUNTS)))
+    for k in range(1500):
         arrivals = first_arrivals(rates, 3, everyone, generator)
         found[k, arrivals.clients] = 1 / -np.expm1(-rates.at(arrivals.clients) * arrivals.next_time)
-    error = found.std(axis=0) / np.sqrt(3000)
+    error = found.std(axis=0) / np.sqrt(1500)
     held = COUNTS > 0
     assert (np.abs(found.mean(axis=0) - 1)[held] <= 4.5 * error[held]).all(), path
 
@@ -244,13 +271,29 @@ def test_the_race_equals_a_sort_of_all_times() -> None:
         assert np.array_equal(clients, order) and np.array_equal(times, all_times[order])
 
 
+def test_a_race_of_listed_clients_looks_at_no_other() -> None:
+    """1,000 draws of all but one of 4 listed clients among a million: who is last, chi-square (fails with 1e-4)."""
+    members = np.array([7, 70_000, 500_000, 999_999])
+    rates, generator = EvenRates(1_000_000, members), np.random.default_rng(0)
+    asked: set[int] = set()
+
+    def eligible(clients: NDArray[np.int64]) -> NDArray[np.bool_]:
+        asked.update(clients.tolist())
+        return np.ones(len(clients), dtype=bool)
+
+    first = [first_arrivals(rates, 3, eligible, generator).clients for _ in range(1000)]
+    assert asked == set(members.tolist()) and all(len(set(f.tolist())) == 3 for f in first)
+    last = [int(np.setdiff1d(members, f)[0]) for f in first]
+    assert chisquare([last.count(m) for m in members.tolist()]).pvalue > 1e-4
+
+
 class Counted:
     """Rates that count how often clients were met."""
 
     def __init__(self, rates: Rates) -> None:
         self._rates, self.met = rates, 0
-        self.clients, self.drawable, self.total = rates.clients, rates.drawable, rates.total
-        self.at = rates.at
+        self.listed, self.drawable, self.total = rates.listed, rates.drawable, rates.total
+        self.at, self.pieces = rates.at, rates.pieces
 
     def draw(self, draws: int, rng: np.random.Generator) -> NDArray[np.int64]:
         self.met += draws

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from troth.config_federated import StreamConfig
+from troth.data import from_rows
 from troth.errors import ConfigError, DataError, PrivacyError, ResumeError
-from troth.federated.deletions import Deletions
-from troth.federated.population import FederatedData
+from troth.federated.deletions import Deletions, deletion_periods, read_deletions
+from troth.federated.population import FederatedData, by_user
 from troth.federated.stream import Period, Stream
-from troth.federated.stream_events import Events, Periods
+from troth.federated.stream_events import Events, Periods, make_periods, table_times
 from troth.seeds import PublicSeeds
 
 PERIODS = 6
@@ -329,3 +331,22 @@ def test_bad_input_is_refused() -> None:
     reservoir.advance()
     with pytest.raises(ValueError, match="period 1 is not open"):
         reservoir.allowed(1)
+
+
+def test_a_table_and_a_file_of_requests_make_a_stream(tmp_path: Path) -> None:
+    rows = [
+        {"text": "x", "user": user, "id": f"r{number}", "time": f"2026-05-0{day}T06:00:00Z"}
+        for number, (user, day) in enumerate([("ann", 1), ("bob", 1), ("ann", 2), ("bob", 3), ("ann", 3), ("cat", 4)])
+    ]
+    table = from_rows(rows, "train.jsonl")
+    (tmp_path / "forget.csv").write_text("time,user,id\n2026-05-02T10:00:00Z,ann,\n2026-05-01T07:00:00Z,,r1\n")
+    settings = StreamConfig(period="1d", retention=2)
+    events = Events.of_population(by_user(table.column("user")), table_times(table))
+    periods = make_periods(settings, events.times)
+    deletions = deletion_periods(
+        read_deletions(tmp_path / "forget.csv"), periods, 6, users=table.column("user"), ids=table.column("id")
+    )
+    stream = Stream(events, settings, seeds=SEEDS, deletions=deletions)
+    found = [held(stream.advance()) for _ in range(len(stream))]
+    assert found == [[[0], [], []], [[], [], []], [[], [3], []], [[], [3], [5]]]
+    assert stream.warnings == ()

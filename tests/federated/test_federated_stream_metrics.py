@@ -116,6 +116,14 @@ def test_equal_weights_give_the_quality_itself() -> None:
     np.testing.assert_allclose(found.replicates(Ones(), 3), np.broadcast_to(found.quality(), (3, 4, 4)))
 
 
+def test_a_model_that_is_always_right_is_so_in_every_replicate() -> None:
+    wholes = np.random.default_rng(0).integers(1, 5, 60).astype(float)
+    perfect = StreamScores.of(np.stack([wholes] * 3), wholes, np.arange(60) % 3, np.arange(60) // 7)
+    replicates = perfect.replicates(np.random.default_rng(1), 20)
+    assert replicates.shape == (20, 3, 3)
+    np.testing.assert_allclose(replicates, 1.0, rtol=1e-12)
+
+
 def test_measurements_hold_value_interval_and_protocol() -> None:
     found = stream_measurements(scores(2), "accuracy", seeds=PublicSeeds(1))
     again = stream_measurements(scores(2), "accuracy", seeds=PublicSeeds(1), outside_guarantee=True)

@@ -26,8 +26,9 @@ def execute(
     as_json: bool,
     quiet: bool,
     show_text: bool = False,
+    jobs: int = 1,
 ) -> None:
-    """Run `verb` on a run file (or on its grid), print the record and hold its gates.
+    """Run `verb` on a run file (or on its grid, `jobs` of its runs at a time), print the record and hold its gates.
 
     Raises:
         GateNotMet: after printing, where a rule of [gate] does not hold.
@@ -36,8 +37,10 @@ def execute(
     from troth.runs.pipeline import Pipeline
 
     pipeline = Pipeline(base, make_progress(quiet), ReportWriter(), show_text)
-    go = pipeline.run if config.grid is None else pipeline.grid
-    record = go(config, verb, resume=resume)
+    if config.grid is None:
+        record = pipeline.run(config, verb, resume=resume)
+    else:
+        record = pipeline.grid(config, verb, resume=resume, jobs=jobs)
     emit(record, as_json=as_json)
     hold_gates(record)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from troth.cli.execution import execute
-from troth.cli.options import AsJson, Device, Quiet, Resume, RunFile, Set, Without, read_run_file
+from troth.cli.options import AsJson, Device, Jobs, Quiet, Resume, RunFile, Set, Without, read_run_file
 
 __all__ = ["federate"]
 
@@ -16,7 +16,8 @@ def federate(
     resume: Resume = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    jobs: Jobs = 1,
 ) -> None:
     """Train the model by the federation of [federated], simulated in this process, and evaluate it."""
     config = read_run_file(run_file, assignments, without, device)
-    execute("federate", config, run_file.resolve().parent, resume=resume, as_json=as_json, quiet=quiet)
+    execute("federate", config, run_file.resolve().parent, resume=resume, as_json=as_json, quiet=quiet, jobs=jobs)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsJson",
     "Device",
+    "Jobs",
     "Out",
     "Quiet",
     "Resume",
@@ -45,6 +46,9 @@ ShowText = Annotated[
     bool, typer.Option("--show-text", help="put the text of the most exposed rows into the attack's record and report")
 ]
 RunPath = Annotated[Path | None, typer.Option("--run", metavar="FOLDER", help="a run folder instead of the newest")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, max=256, metavar="N", help="runs of a grid at a time, in processes")
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder that holds run folders")]
 
 

@@ -7,14 +7,17 @@ or task that ``torch.func`` cannot stack is run in a loop, and the reason is kep
 from __future__ import annotations
 
 import math
+import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
 import torch
 from torch import nn
 
+from troth.accounting.cache import remembered
 from troth.config_federated import FederatedConfig
 from troth.federated.algorithm import Algorithm, ServerState
 from troth.federated.chunk_runner import ChunkRunner, Layout
@@ -22,6 +25,7 @@ from troth.federated.device_store import blank_memory
 from troth.federated.loop_problem import LoopProblem
 from troth.federated.round_plan import Chunk, RoundWork, plan_chunks
 from troth.federated.stacked_problem import Masks, StackedModel, StackedProblem
+from troth.results import Json
 from troth.tasks import Encoded, Task
 
 __all__ = ["LOOP_CHUNK", "stackable", "timed_layout"]
@@ -96,9 +100,12 @@ def timed_layout(
     state: ServerState,
     work: RoundWork,
     config: FederatedConfig,
-    masks: Masks | None,
+    masks: Masks,
+    shape: Mapping[str, Json],
 ) -> Layout:
-    """Return the fastest layout for clients like those of `work`: CPU seconds a client, best of three.
+    """Return the fastest layout for clients like those of `work`, by CPU time.
+
+    A measurement is remembered: the same federation is run the same way again on this machine, to the last bit.
 
     Args:
         make: a runner for a layout.
@@ -106,31 +113,53 @@ def timed_layout(
         state: of the server.
         work: a round's clients.
         config: of the federation.
-        masks: as `stackable` found; None times the loop alone.
+        masks: as `stackable` found.
+        shape: what the model is, for the memory of measurements.
     """
     cohort = len(work.clients)
     sizes = [config.chunk_size] if config.chunk_size else [s for s in _SIZES if s <= max(_SIZES[0], cohort)]
-    layouts = [Layout(stacked=True, chunk_size=s, masks=masks) for s in sizes] if masks else []
-    if config.execution != "stacked" or not layouts:
+    layouts = [Layout(stacked=True, chunk_size=s, masks=masks) for s in sizes]
+    if config.execution != "stacked":
         layouts.append(Layout(stacked=False, chunk_size=config.chunk_size or LOOP_CHUNK))
     if len(layouts) == 1:
         return layouts[0]
-    some = _representative(make(layouts[-1]), algorithm, state, work, config)
+    facts: dict[str, Json] = {
+        **shape,
+        "local": config.local.model_dump(mode="json"),
+        "algorithm": config.algorithm,
+        "layouts": [f"{layout.stacked} {layout.chunk_size} {layout.masks}" for layout in layouts],
+        "cohort": (len(work.clients) - 1).bit_length(),
+        "torch": torch.__version__,
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
+    seconds = remembered(
+        "client-seconds", facts, lambda: _timed([make(x) for x in layouts], algorithm, state, work, config, layouts)
+    )
+    chosen = layouts[int(np.argmin(seconds))]
+    told = ", ".join(
+        f"{'stacked by ' + str(x.chunk_size) if x.stacked else 'one by one'} {1e3 * s:.2f} ms"
+        for x, s in zip(layouts, seconds, strict=True)
+    )
+    return replace(chosen, measured=f"CPU time of a client: {told}")
+
+
+def _timed(
+    runners: Sequence[ChunkRunner],
+    algorithm: Algorithm,
+    state: ServerState,
+    work: RoundWork,
+    config: FederatedConfig,
+    layouts: Sequence[Layout],
+) -> list[float]:
+    """Return the CPU seconds of a client in each layout."""
+    some = _representative(runners[-1], algorithm, state, work, config)
     best = np.full(len(layouts), np.inf)
-    runners = [make(layout) for layout in layouts]
     for _ in range(_REPEATS):
         for i, (layout, runner) in enumerate(zip(layouts, runners, strict=True)):
             if best[i] <= _HOPELESS * best.min() or np.isinf(best[i]):
-                best[i] = min(
-                    best[i], _seconds(runner, algorithm, state, plan_chunks(some, config.local, layout.chunk_size))
-                )
-    chosen = layouts[int(best.argmin())]
-    clients = len(some.clients)
-    told = ", ".join(
-        f"{'stacked by ' + str(x.chunk_size) if x.stacked else 'one by one'} {1e3 * s / clients:.2f} ms"
-        for x, s in zip(layouts, best.tolist(), strict=True)
-    )
-    return Layout(chosen.stacked, chosen.chunk_size, chosen.masks, f"CPU time of a client: {told}")
+                chunks = plan_chunks(some, config.local, layout.chunk_size)
+                best[i] = min(best[i], _seconds(runner, algorithm, state, chunks))
+    return [float(b) / len(some.clients) for b in best]
 
 
 def _seconds(runner: ChunkRunner, algorithm: Algorithm, state: ServerState, chunks: Sequence[Chunk]) -> float:

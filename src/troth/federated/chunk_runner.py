@@ -34,13 +34,15 @@ class Layout:
         stacked: whether clients are stacked, or run one after the other.
         chunk_size: clients in a chunk at most.
         masks: how a stacked model gets its attention mask.
-        reason: why it is this way, for the log and the record.
+        reason: why clients cannot be stacked; empty where they can.
+        measured: what the choice went by.
     """
 
     stacked: bool
     chunk_size: int
     masks: Masks = "as it is"
     reason: str = ""
+    measured: str = ""
 
 
 @dataclass(eq=False)

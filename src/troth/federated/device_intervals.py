@@ -91,7 +91,7 @@ def linearised_interval(value: float, influence: Floats, *, largest: float, conf
 def effective_devices(sizes: Floats) -> float:
     """Return how many devices of equal size tell as much as these sizes [devices] do: sum^2 / sum of squares (Kish)."""
     total = float((sizes**2).sum())
-    return float(sizes.sum()) ** 2 / total if total else 0.0
+    return round(float(sizes.sum()) ** 2 / total, 6) if total else 0.0
 
 
 def quantile_interval(values: Floats, level: float, *, largest: float, confidence: float = 0.95) -> Interval:

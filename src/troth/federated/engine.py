@@ -23,12 +23,12 @@ from troth.federated.algorithm import Aggregate, Algorithm, Parameters, ServerSt
 from troth.federated.calibration import LOOP_CHUNK, stackable, timed_layout
 from troth.federated.chunk_runner import ChunkResult, ChunkRunner, Layout
 from troth.federated.device_store import DeviceStore
-from troth.federated.layout_cache import known_layout, layout_key, remember_layout
 from troth.federated.merged_round import merged_gradient, plan_merged
 from troth.federated.population import FederatedData
 from troth.federated.round_plan import Chunk, RoundWork, plan_chunks, round_work
 from troth.federated.selection import Cohort
 from troth.federated.worker_pool import WorkerPool, Workplace
+from troth.results import Json
 from troth.seeds import PublicSeeds
 from troth.tasks import Encoded, Task
 
@@ -214,11 +214,7 @@ class LocalEngine:
         if self._runner is not None:
             return
         if self.layout is None:
-            key = layout_key(self.model, self._trained, self.config, len(work.clients))
-            self.layout = known_layout(key)
-            if self.layout is None:
-                self.layout = self._chosen(algorithm, state, work)
-                remember_layout(key, self.layout)
+            self.layout = self._chosen(algorithm, state, work)
         self._runner = self._make(self.layout)
 
     def _make(self, layout: Layout) -> ChunkRunner:
@@ -227,7 +223,7 @@ class LocalEngine:
     def _chosen(self, algorithm: Algorithm, state: ServerState, work: RoundWork) -> Layout:
         size = self.config.chunk_size or LOOP_CHUNK
         if self.config.execution == "loop":
-            return Layout(stacked=False, chunk_size=size, reason="federated.execution = 'loop'")
+            return Layout(stacked=False, chunk_size=size)
         if next(iter(self._trained.values())).device.type != "cpu":
             return Layout(stacked=False, chunk_size=size, reason="clients are stacked on CPUs only")
         probe = plan_chunks(work.part(np.arange(min(_PROBE_CLIENTS, len(work.clients)))), self.config.local, 2)[0]
@@ -238,7 +234,13 @@ class LocalEngine:
                     f"federated.execution = 'stacked': this model cannot be stacked: {reason}; write 'auto'"
                 )
             return Layout(stacked=False, chunk_size=size, reason=reason)
-        return timed_layout(self._make, algorithm, state, work, self.config, masks)
+        shape: dict[str, Json] = {
+            "model": type(self.model).__name__,
+            "shapes": [[name, *p.shape] for name, p in self.model.named_parameters()],
+            "trained": list[Json](sorted(self._trained)),
+            "dtype": str(next(iter(self._trained.values())).dtype),
+        }
+        return timed_layout(self._make, algorithm, state, work, self.config, masks, shape)
 
     def _results(
         self, algorithm: Algorithm, state: ServerState, work: RoundWork, store: DeviceStore | None

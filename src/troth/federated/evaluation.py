@@ -42,9 +42,12 @@ CONFIDENCE_BINS = 15
 """Bins of confidence, of equal width on (0, 1]."""
 
 SCORE_BINS = 400
-"""Bins of scores, of equal width in log-odds from -12 to 12 (0.06 nats); scores beyond fall into the outer bins."""
+"""Bins of scores: 0.08 nats of log-odds wide at even odds, 0.4 nats at odds of exp(20), the outer ones open at 109."""
 
-_LARGEST_LOG_ODDS = 12.0
+_BEND, _REACH = (
+    4.0,
+    16.0,
+)  # bins are of equal width in 4 asinh(log-odds / 4), from -16 to 16: sure models keep their order
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +257,8 @@ def take_scores(scores: Scores, rows: NDArray[np.integer]) -> Scores:
 
 def score_bins(log_odds: Floats) -> Integers:
     """Return [rows] the bin of each score in 0..SCORE_BINS - 1; a higher score is never in a lower bin."""
-    place = np.floor((np.asarray(log_odds) + _LARGEST_LOG_ODDS) * (SCORE_BINS / (2 * _LARGEST_LOG_ODDS)))
+    bent = _BEND * np.arcsinh(np.asarray(log_odds, dtype=np.float64) / _BEND)
+    place = np.floor((bent + _REACH) * (SCORE_BINS / (2 * _REACH)))
     return np.asarray(np.clip(np.nan_to_num(place, nan=0.0), 0, SCORE_BINS - 1), dtype=np.int64)
 
 

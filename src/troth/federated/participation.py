@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from troth.config_federated import ParticipationConfig
 from troth.errors import ConfigError, DataError
+from troth.federated.mapped_columns import prefetch
 from troth.federated.selection import Cohort, PowerOfChoice, Selection, TopActive, check_cohort
 from troth.federated.selection_activity import Activity
 from troth.federated.selection_draws import Arrivals, Eligible, first_arrivals
@@ -152,6 +153,7 @@ class CohortSampler:
             if available < 1:
                 good &= keyed_uniforms(seeds, "available", round_index, clients) < available
             if rest and allowed is not None:
+                prefetch(allowed, clients)
                 good &= allowed[clients] <= round_index
             return good
 

@@ -21,6 +21,7 @@ Integers = NDArray[np.int64]
 Unsigned = NDArray[np.uint64]
 
 _SPARE_TOKENS = 4096  # padding that a chunk may always hold: less work than the overhead of a chunk of its own
+_CHOICE = -2  # in place of an epoch: the draw of the rows a client trains on
 _FULL = 1.5  # padded over real work beyond which a chunk is closed
 
 
@@ -132,7 +133,7 @@ def round_work(
         clients: [clients] different numbers, any order.
         weights: [clients].
         lengths: [rows of the table] tokens.
-        local: epochs and batch size.
+        local: epochs, batch size, most examples.
         round_index: the round.
         seeds: public seeds.
     """
@@ -140,11 +141,23 @@ def round_work(
     order = order[data.counts[clients[order]] > 0]
     chosen = clients[order]
     rows, offsets = data.gather(chosen)
+    key = seeds.integer("local batches", round_index)
+    if local.maximum_examples is not None:
+        rows, offsets = _some_rows(chosen, rows, offsets, local.maximum_examples, key)
     counts = np.diff(offsets)
     steps = local.epochs * -(-counts // local.batch_size)
     longest = np.maximum.reduceat(lengths[rows], offsets[:-1]) if len(rows) else np.zeros(0, dtype=np.int64)
-    key = seeds.integer("local batches", round_index)
     return RoundWork(chosen, weights[order], rows, offsets, steps, longest, key, round_index)
+
+
+def _some_rows(clients: Integers, rows: Integers, offsets: Integers, most: int, key: int) -> tuple[Integers, Integers]:
+    """Return at most `most` rows of each client, any of them as likely, and their offsets."""
+    counts = np.diff(offsets)
+    owner = np.repeat(np.arange(len(clients)), counts)
+    place = np.arange(len(rows)) - offsets[owner]
+    order = np.lexsort((_hash(key, clients[owner], _CHOICE, place), owner))
+    kept = np.sort(order[place < most])
+    return rows[kept], np.r_[0, np.cumsum(np.minimum(counts, most))].astype(np.int64)
 
 
 def plan_chunks(work: RoundWork, local: LocalConfig, limit: int) -> list[Chunk]:
@@ -202,7 +215,7 @@ def _chunk(work: RoundWork, picked: Integers, local: LocalConfig) -> Chunk:
 def _hash(key: int, clients: Integers, epoch: int, places: Integers) -> Unsigned:
     """Return 64 well-mixed bits for each (client, epoch, place): sorting by them shuffles (splitmix64's finaliser)."""
     state = _mixed(clients.astype(np.uint64) + np.uint64(key))
-    return _mixed(_mixed(state + np.uint64(epoch + 1)) + places.astype(np.uint64))
+    return _mixed(_mixed(state + np.uint64((epoch + 3) & 0xFFFFFFFF)) + places.astype(np.uint64))
 
 
 def _mixed(state: Unsigned) -> Unsigned:

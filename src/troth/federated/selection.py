@@ -365,4 +365,4 @@ def _race(rule: Selection, activity: Activity, cohort_size: int) -> Floats:
     """Return [clients] inclusion probabilities of the race with a rule's rates."""
     rates = rule.rates(activity)
     check_cohort(rates.drawable, cohort_size)
-    return inclusion(rates.at(slice(0, len(activity))), cohort_size)
+    return inclusion(np.concatenate([some for _, some in rates.pieces()]), cohort_size)

@@ -24,11 +24,10 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Eligible = Callable[[Integers], Bools]
 
-_RACE_BELOW = 16  # clients per client wanted below which the race is faster from the start
+_RACE_BELOW = 16  # clients listed per client wanted below which the race is faster from the start
 _MEETINGS_WANTED = 8  # meetings per client wanted, and
-_CLIENTS_MEETING = 128  # clients per meeting, after which the race is the cheaper way on
+_CLIENTS_MEETING = 512  # clients per meeting, after which the race is the cheaper way on
 _BATCH = 8192  # meetings drawn at a time, at most
-_CHUNK = 1 << 16  # clients of the race looked at at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +63,8 @@ def first_arrivals(rates: Rates, wanted: int, eligible: Eligible, rng: np.random
     """
     goal = wanted + 1
     seen, found = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    meetings, limit = 0, _MEETINGS_WANTED * goal + rates.clients // _CLIENTS_MEETING
-    if rates.drawable <= _RACE_BELOW * goal:
+    meetings, limit = 0, _MEETINGS_WANTED * goal + rates.listed // _CLIENTS_MEETING
+    if rates.listed <= _RACE_BELOW * goal or rates.drawable < goal:
         limit = 0
     while meetings < limit:
         missing = goal - len(found)
@@ -101,21 +100,20 @@ def _race(
 
     Args:
         rates: who arrives at which rate.
-        seen: [seen] ascending clients that do not take part.
+        seen: [seen] ascending numbers of clients that are listed and do not take part.
         wanted: at least 1.
         eligible: as in `first_arrivals`.
         rng: randomness.
     """
     clients, times, latest = np.empty(0, dtype=np.int64), np.empty(0), np.inf
-    for start in range(0, rates.clients, _CHUNK):
-        stop = min(start + _CHUNK, rates.clients)
-        speed = rates.at(slice(start, stop))
-        speed[seen[np.searchsorted(seen, start) : np.searchsorted(seen, stop)] - start] = 0.0
-        with np.errstate(divide="ignore"):
-            drawn = rng.standard_exponential(stop - start) / speed
+    for listed, speed in rates.pieces():
+        inside = seen[np.searchsorted(seen, listed[0]) : np.searchsorted(seen, listed[-1], side="right")]
+        speed[np.searchsorted(listed, inside)] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn = rng.standard_exponential(len(listed)) / speed
         early = np.flatnonzero(drawn < latest)
-        early = early[eligible(early + start)]
-        times, clients = np.concatenate((times, drawn[early])), np.concatenate((clients, early + start))
+        early = early[eligible(listed[early])]
+        times, clients = np.concatenate((times, drawn[early])), np.concatenate((clients, listed[early]))
         if len(times) >= 2 * wanted:
             first = np.argpartition(times, wanted - 1)[:wanted]
             clients, times = clients[first], times[first]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from troth.federated.fedbuff import OldVersions
 from troth.federated.journal import ROUND, FederatedOutcome, PhaseSeconds, RoundJournal, metric_of
 from troth.federated.make_algorithm import describe_clients, make_algorithm, make_server
 from troth.federated.participation import gini
+from troth.federated.personal import PERSONAL
 from troth.federated.population import FederatedData
 from troth.federated.rounds import BufferedRounds, FixedRounds, RoundSource, StreamRounds, Turn
 from troth.federated.row_gradients import row_gradients
@@ -45,9 +46,22 @@ if TYPE_CHECKING:
 
     from troth.tasks import Encoded, Task
 
-__all__ = ["Evaluate", "EvaluatePeriod", "Federation", "simulate"]
+__all__ = ["Evaluate", "EvaluatePeriod", "EvaluatePersonal", "Federation", "simulate"]
 
 Evaluate = Callable[["PreTrainedModel"], Sequence[Measurement]]
+
+
+class EvaluatePersonal(Protocol):
+    """Measures the models that devices keep for themselves."""
+
+    @property
+    def clients(self) -> NDArray[np.int64]:
+        """Clients whose models are to be measured."""
+
+    def __call__(self, model: PreTrainedModel, client: int) -> None:
+        """Measure the model, which is the client's own now, in evaluation mode."""
+
+
 EvaluatePeriod = Callable[["PreTrainedModel", int], Sequence[dict[str, Json]]]
 _KEPT_CHECKPOINTS = 2
 _NO_MATTER = {"checkpoint_every", "workers"}  # decides nothing about the result
@@ -85,6 +99,7 @@ def simulate(
     *,
     evaluate: Evaluate,
     evaluate_period: EvaluatePeriod | None = None,
+    evaluate_personal: EvaluatePersonal | None = None,
     progress: Progress | None = None,
     folder: Path | None = None,
     resume: bool = False,
@@ -104,6 +119,7 @@ def simulate(
         federation: model, data and settings.
         evaluate: measures the global model (in evaluation mode), every ``evaluate_every`` rounds and after the last.
         evaluate_period: measures it at the end of each period of a stream; returns rows of ``federated.period``.
+        evaluate_personal: measures the models that devices keep (ditto, local_head) after the last round.
         progress: where to say how far it is; None shows nothing.
         folder: where ``checkpoints/`` goes, every ``checkpoint_every`` rounds; None writes nothing.
         resume: whether to go on from the newest whole checkpoint in `folder`, or from the start where there is none.
@@ -136,6 +152,8 @@ def simulate(
                 run.take_up(_found(place, resume))
             measures = _Measures(evaluate, evaluate_period)
             found = run.run(measures, progress or SilentProgress())
+            if evaluate_personal is not None:
+                run.personal(evaluate_personal)
         finally:
             engine.close()
             if store is not None:
@@ -286,6 +304,16 @@ class _Run:
             self._save()
         return found
 
+    def personal(self, evaluate: EvaluatePersonal) -> None:
+        """Put each client's own model in place of the global one and have it measured; nothing where there are none."""
+        if self.store is None or all(memory.name != PERSONAL for memory in self.algorithm.memory):
+            return
+        for client in evaluate.clients.tolist():
+            kept = self.store.read(self.state, np.array([client]))[PERSONAL]
+            self.engine.load({**self.state.parameters, **{name: t[0] for name, t in kept.items()}})
+            evaluate(self.federation.model.train(mode=False), client)
+        self.engine.load(self.state.parameters)
+
     def _losses(self, clients: NDArray[np.int64]) -> NDArray[np.float64]:
         rounds = self.rounds
         period = rounds.period if isinstance(rounds, StreamRounds) else None
@@ -403,6 +431,7 @@ def _outcome(run: _Run, found: Sequence[Measurement]) -> FederatedOutcome:
         "client_optimizer": describe_clients(config),
         "server_optimizer": make_server(config).describe(),
         "clients_run": way,
+        "layouts_measured": layout.measured if layout is not None else "",
     }
     last = tuple(replace(m, name=ROUND + metric_of(m), protocol={**m.protocol, **protocol}) for m in found)
     clients = len(run.federation.clients)
@@ -446,8 +475,8 @@ def _warnings(run: _Run) -> tuple[str, ...]:
             f"federated: {journal.unstacked} client turns were run one by one, for stacking them raised an error"
         )
     layout = run.engine.layout
-    if layout is not None and not layout.stacked and run.federation.config.execution == "auto" and layout.reason:
-        out.append(f"federated: clients were run one after the other: {layout.reason}")
+    if layout is not None and layout.reason and run.federation.config.execution == "auto":
+        out.append(f"federated: clients were run one after the other, for they cannot be stacked: {layout.reason}")
     if isinstance(run.rounds, StreamRounds):
         out += list(run.federation.stream.warnings) if run.federation.stream else []
         if run.rounds.small_rounds:

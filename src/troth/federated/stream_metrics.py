@@ -223,7 +223,9 @@ def stream_measurements(
 
     The interval is the value plus the percentiles of the deviations of replicates in which clusters of test rows are
     weighted anew; models are the same in all of them, hence it says nothing of another run's models. Forgetting takes
-    a maximum of noisy numbers, which makes it too large on average where all models are alike.
+    a maximum of noisy numbers, which makes it too large on average where all models are alike. In simulation (three
+    periods, 80 users of 3 rows, 400 repetitions, nominal 95 %) both were covered 94 % of the time where models
+    differed, and a forgetting of zero between models that were all alike 88 %.
 
     Args:
         scores: of the models at the ends of the periods.

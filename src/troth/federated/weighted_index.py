@@ -9,24 +9,25 @@ Rates are those of a Poisson process: client i is met at rate w_i, the whole pop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from troth.errors import DataError
+from troth.federated.mapped_columns import prefetch
 
-__all__ = ["Columns", "EvenRates", "MixedRates", "Rates", "Weigh", "WeightedIndex", "Where"]
+__all__ = ["Columns", "EvenRates", "MixedRates", "Rates", "Weigh", "WeightedIndex"]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Column = NDArray[np.integer[Any]]
 Columns = Sequence[Column]
 Weigh = Callable[..., NDArray[Any]]
-Where = slice | Integers
 
 _BLOCK = 64  # presence of a block's clients is one 64-bit word
+_PIECE = 1 << 16  # clients that `pieces` gives at a time
 _CHUNK = 2048  # blocks worked on at a time, so that what is made of them stays in the cache
 
 
@@ -34,8 +35,8 @@ class Rates(Protocol):
     """Clients with rates: who is met how often."""
 
     @property
-    def clients(self) -> int:
-        """How many clients are numbered, those that are never drawn included."""
+    def listed(self) -> int:
+        """How many clients `pieces` goes through."""
 
     @property
     def drawable(self) -> int:
@@ -45,8 +46,11 @@ class Rates(Protocol):
     def total(self) -> float:
         """The sum of all rates."""
 
-    def at(self, where: Where) -> Floats:
-        """Return [k] the rates of some clients, or of a range of them (a slice with start and stop)."""
+    def at(self, clients: Integers) -> Floats:
+        """Return [k] the rates of some clients."""
+
+    def pieces(self) -> Iterator[tuple[Integers, Floats]]:
+        """Give all clients that can be drawn, and perhaps others, piece by piece: numbers, ascending, and rates."""
 
     def draw(self, draws: int, rng: np.random.Generator) -> Integers:
         """Return client numbers drawn independently, each with chance rate / total, in the order of drawing.
@@ -93,7 +97,7 @@ class WeightedIndex:
         self._settle()
 
     @property
-    def clients(self) -> int:
+    def listed(self) -> int:
         """How many clients are numbered."""
         return self._clients
 
@@ -109,9 +113,16 @@ class WeightedIndex:
         self._settle()
         return float(self._ends[-1])
 
-    def at(self, where: Where) -> Floats:
-        """Return [k] float64 weights."""
-        return np.asarray(self._weigh(*(column[where] for column in self._columns)), dtype=np.float64)
+    def at(self, clients: Integers) -> Floats:
+        """Return [k] the weights of some clients."""
+        return np.asarray(self._weigh(*(column[clients] for column in self._columns)), dtype=np.float64)
+
+    def pieces(self) -> Iterator[tuple[Integers, Floats]]:
+        """Give all clients piece by piece: numbers, ascending, and weights."""
+        for start in range(0, self._clients, _PIECE):
+            pieces = [column[start : start + _PIECE] for column in self._columns]
+            weights = np.asarray(self._weigh(*pieces), dtype=np.float64)
+            yield np.arange(start, start + len(weights)), weights
 
     def refresh(self, clients: Integers) -> None:
         """Take up that the columns have changed at these clients (any order, repeats allowed)."""
@@ -146,6 +157,8 @@ class WeightedIndex:
 
     def _rows(self, blocks: Integers) -> list[NDArray[Any]]:
         """Return each column's values [blocks, 64]; beyond the last client they are 0."""
+        for column in self._columns:
+            prefetch(column, blocks * _BLOCK, _BLOCK)
         return [_block_rows(column, blocks) for column in self._columns]
 
     def _check_sums(self, blocks: Integers, sums: NDArray[Any]) -> None:
@@ -183,8 +196,7 @@ class EvenRates:
     """
 
     def __init__(self, clients: int, members: Integers | None = None) -> None:
-        self.clients = clients
-        self.drawable = clients if members is None else len(members)
+        self.listed = self.drawable = clients if members is None else len(members)
         self._members = members
 
     @property
@@ -192,13 +204,18 @@ class EvenRates:
         """The number of clients that can be drawn."""
         return float(self.drawable)
 
-    def at(self, where: Where) -> Floats:
+    def at(self, clients: Integers) -> Floats:
         """Return [k] ones, and zeros for clients that are not listed."""
-        asked = np.arange(where.start, where.stop) if isinstance(where, slice) else where
         if self._members is None:
-            return np.ones(len(asked))
-        place = np.minimum(np.searchsorted(self._members, asked), len(self._members) - 1)
-        return np.asarray(self._members[place] == asked, dtype=np.float64)
+            return np.ones(len(clients))
+        place = np.minimum(np.searchsorted(self._members, clients), len(self._members) - 1)
+        return np.asarray(self._members[place] == clients, dtype=np.float64)
+
+    def pieces(self) -> Iterator[tuple[Integers, Floats]]:
+        """Give the clients that can be drawn piece by piece: numbers, ascending, and ones."""
+        for start in range(0, self.listed, _PIECE):
+            places = np.arange(start, min(start + _PIECE, self.listed))
+            yield places if self._members is None else self._members[places], np.ones(len(places))
 
     def draw(self, draws: int, rng: np.random.Generator) -> Integers:
         """Return `draws` client numbers, independent, all equally likely."""
@@ -211,7 +228,7 @@ class MixedRates:
 
     Args:
         first: where a draw comes from with chance `share`.
-        second: where it comes from otherwise; over the same clients, with the same ones drawable.
+        second: where it comes from otherwise; lists the same clients, and the same ones can be drawn.
         share: in (0, 1).
     """
 
@@ -220,19 +237,26 @@ class MixedRates:
         self.total = 1.0
 
     @property
-    def clients(self) -> int:
-        """How many clients are numbered."""
-        return self._first.clients
+    def listed(self) -> int:
+        """How many clients `pieces` goes through."""
+        return self._first.listed
 
     @property
     def drawable(self) -> int:
         """How many clients have a rate above zero."""
         return self._first.drawable
 
-    def at(self, where: Where) -> Floats:
+    def at(self, clients: Integers) -> Floats:
         """Return [k] rates: share * first / total of first + (1 - share) * second / total of second."""
-        first, second = self._first, self._second
-        return self._share * first.at(where) / first.total + (1 - self._share) * second.at(where) / second.total
+        return self._mixed(self._first.at(clients), self._second.at(clients))
+
+    def pieces(self) -> Iterator[tuple[Integers, Floats]]:
+        """Give all clients piece by piece: numbers, ascending, and rates."""
+        for (clients, first), (_, second) in zip(self._first.pieces(), self._second.pieces(), strict=True):
+            yield clients, self._mixed(first, second)
+
+    def _mixed(self, first: Floats, second: Floats) -> Floats:
+        return self._share * first / self._first.total + (1 - self._share) * second / self._second.total
 
     def draw(self, draws: int, rng: np.random.Generator) -> Integers:
         """Return client numbers, independent, in proportion to the mixed rates."""

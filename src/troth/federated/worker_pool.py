@@ -22,7 +22,7 @@ from troth.federated.chunk_runner import ChunkResult, ChunkRunner, Layout
 from troth.federated.round_plan import Chunk
 from troth.tasks import Encoded, Task
 
-__all__ = ["Workplace", "WorkerPool"]
+__all__ = ["WorkerPool", "Workplace"]
 
 Memory = Mapping[str, Parameters]
 _AHEAD = 4  # chunks per worker that may be done before their turn: bounds what the parent holds

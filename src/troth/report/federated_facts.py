@@ -10,10 +10,21 @@ from dataclasses import dataclass
 
 from troth.results import Json, Measurement, Record
 
-__all__ = ["DEVICES", "ROUND", "UNSEEN", "Facts", "facts", "is_federated", "partition_told", "selection_told", "table_of"]
+__all__ = [
+    "DEVICES",
+    "PERSONAL",
+    "ROUND",
+    "UNSEEN",
+    "Facts",
+    "facts",
+    "is_federated",
+    "partition_told",
+    "selection_told",
+    "table_of",
+]
 
-ROUND, DEVICES, UNSEEN = "federated.round.", "federated.devices.", "federated.unseen_devices."
-_MARK = "federated.samples"  # every federation counts them, nothing else does
+ROUND = "federated.round."
+DEVICES, UNSEEN, PERSONAL = "federated.devices.", "federated.unseen_devices.", "federated.personal."
 _DEFAULT_WEIGHT = {"uniform": "samples", "recency": "samples", "top_active": "samples"}
 
 
@@ -28,7 +39,7 @@ class Facts:
         cohort: clients a round, and who drops out; rounds.
         selection: the rule and the weight of updates.
         client_optimizer: of the clients.
-        local: epochs and batch size of a client's turn.
+        local: epochs, batch size and limit of rows of a client's turn.
         server_optimizer: of the server.
         aggregation: how updates become one; empty for the weighted mean.
         stream: the periods; empty where rows do not change.
@@ -50,12 +61,15 @@ class Facts:
 
 def is_federated(record: Record) -> bool:
     """Return whether a record is of a federation; one of ``troth train`` on a file with [federated] is not."""
-    return record.measurement(_MARK) is not None
+    return any(m.name.startswith("federated.") for m in record.measurements)
 
 
 def facts(record: Record) -> Facts:
     """Return what a federation was; a record of an older version may know less, and says so by fewer words."""
     config = table_of(record.config, "federated")
+    if not config:
+        unknown = "not in the record"
+        return Facts(unknown, unknown, "", "", unknown, unknown, unknown, unknown, "", "", "")
     said = _protocol(record)
     local, server = table_of(config, "local"), table_of(config, "server")
     return Facts(
@@ -65,7 +79,7 @@ def facts(record: Record) -> Facts:
         cohort=_cohort(config, said),
         selection=selection_told(config, said.get("weight")),
         client_optimizer=str(said.get("client_optimizer") or _optimizer(local, "sgd")),
-        local=f"epochs: {local.get('epochs', 1)}; batches of {local.get('batch_size', 8)}",
+        local=_local(local),
         server_optimizer=str(said.get("server_optimizer") or _optimizer(server, "the algorithm's own")),
         aggregation=_aggregation(table_of(config, "aggregation")),
         stream=_stream(table_of(config, "stream")),
@@ -170,6 +184,12 @@ def _cohort(config: Mapping[str, Json], said: Mapping[str, Json]) -> str:
     }
     more = [f"{word} {_number(part[key])}" for key, (usual, word) in words.items() if part.get(key, usual) != usual]
     return "; ".join([told, *more])
+
+
+def _local(settings: Mapping[str, Json]) -> str:
+    told = f"epochs: {settings.get('epochs', 1)}; batches of {settings.get('batch_size', 8)}"
+    most = settings.get("maximum_examples")
+    return told if most is None else f"{told}; at most {_number(most)} rows"
 
 
 def _optimizer(settings: Mapping[str, Json], usual: str) -> str:

@@ -8,10 +8,11 @@ from troth.config import parse, to_toml
 from troth.report.attack_names import is_detail
 from troth.report.audits import audits
 from troth.report.canaries import canaries
-from troth.report.lines import FEWEST_POINTS, counted, curve, point, points, split
+from troth.report.federated import federation
+from troth.report.lines import counted, curve, points, split
 from troth.report.membership import membership
 from troth.report.methods import method_groups, methods
-from troth.report.plots import Curve, curves, forest
+from troth.report.plots import curves, forest
 from troth.report.reading import Run, read
 from troth.report.section import Fold, Listing, Section
 from troth.report.tables import (
@@ -35,8 +36,6 @@ from troth.runs.folders import RunFolder
 
 __all__ = ["Listing", "Section", "build"]
 
-_ROUND = "federated.round."
-
 
 def build(folders: Sequence[RunFolder]) -> list[Section]:
     """Return the page's sections in reading order."""
@@ -52,7 +51,7 @@ def build(folders: Sequence[RunFolder]) -> list[Section]:
         canaries,
         theory,
         _fairness,
-        _federation,
+        federation,
         _methods,
         _provenance,
     )
@@ -209,50 +208,6 @@ def _fairness(runs: Sequence[Run]) -> Section | None:
     tables = [*side_by_side("Gaps", runs, names, method=True), *(t for n in names for t in by_group(runs, n))]
     paragraphs = ("A gap of 0 means that all groups are served equally well by this metric; lower is better.",)
     return Section("fairness", "Who is served how well", paragraphs, tuple(tables), tuple(plots))
-
-
-def _federation(runs: Sequence[Run]) -> Section | None:
-    federated = [r for r in runs if r.named("federated.")]
-    if not federated:
-        return None
-    paragraphs = (
-        "The devices are simulated in one process. Rounds, examples and bytes are all shown: a rule that looks better "
-        "per round may only have processed more examples.",
-    )
-    tables = side_by_side("The federation and its last round", federated, names_of(runs, "federated."), method=True)
-    plots = []
-    for key, label in (("round", "rounds"), ("samples", "examples processed"), ("bytes", "bytes sent")):
-        lines = [(m, line) for r, m in _by_round(federated) if (line := _round_curve(r, m, key)) is not None]
-        drawn, _ = split([line for _, line in lines])
-        if drawn:
-            metric = ", ".join(dict.fromkeys(m.name.removeprefix(_ROUND) for m, _ in lines))
-            caption = f"On held-out rows ({counted(drawn)}), with {percent(lines[0][0].confidence)} bands."
-            plots.append(curves(f"Quality by {label}", drawn, (label, metric), caption))
-    return Section("federation", "Federated learning", paragraphs, (*tables, *_few_rounds(federated)), tuple(plots))
-
-
-def _by_round(federated: Sequence[Run]) -> list[tuple[Run, Measurement]]:
-    """Return each run with its first metric by round: the one that the intervals of its series belong to."""
-    return [(r, found[0]) for r in federated if (found := r.named(_ROUND))]
-
-
-def _round_curve(run: Run, m: Measurement, key: str) -> Curve | None:
-    return curve(run, "federated.round", key, m.name.removeprefix(_ROUND), m.n)
-
-
-def _few_rounds(federated: Sequence[Run]) -> tuple[Table, ...]:
-    """Return quality by round of the runs with too few evaluated rounds for a curve."""
-    rows = []
-    for run, m in _by_round(federated):
-        rounds, samples, sent = (_round_curve(run, m, key) for key in ("round", "samples", "bytes"))
-        if rounds is None or samples is None or sent is None or len(rounds.x) >= FEWEST_POINTS:
-            continue
-        for i, index in enumerate(rounds.x):
-            cost = text(number(samples.x[i])), text(number(sent.x[i]))
-            rows.append((text(number(index)), text(run.label), *cost, point(rounds, i), text(m.unit)))
-    metric = ", ".join(dict.fromkeys(m.name.removeprefix(_ROUND) for _, m in _by_round(federated)))
-    head = ("round", "run", "examples processed", "bytes sent", metric, "unit")
-    return (Table("Quality by round, on held-out rows", head, tuple(rows), measured=True),) if rows else ()
 
 
 def _methods(runs: Sequence[Run]) -> Section:

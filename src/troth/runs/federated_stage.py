@@ -26,7 +26,9 @@ from troth.federated import (
     split_clients,
     table_times,
 )
+from troth.federated.evaluation import take_scores
 from troth.results import Json, Measurement
+from troth.runs.federated_devices import PersonalModels, measure_devices
 from troth.runs.folders import RunFolder
 from troth.runs.stages import Prepared, StageResult, make_fresh_model, reserve, training_counts, truncation_warning
 from troth.tasks import Scores, head_names, merge_adapters
@@ -119,38 +121,58 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
         raise ConfigError("the run file has no [federated]; add it")
     table = prepared.splits.validation or prepared.splits.test
     model = make_fresh_model(prepared)
-    made, _held_out = federation(prepared, federated, model)
+    made, held_out = federation(prepared, federated, model)
     _, told = reserve(prepared, None, folder, resume=resume)
+    latest: list[Scores] = []
 
     def evaluate_round(global_model: PreTrainedModel) -> tuple[Measurement, ...]:
         if table is None:
             return ()
-        scores = prepared.task.score(global_model, table)
+        latest[:] = [prepared.task.score(global_model, table)]
         return prepared.task.measure(
-            scores, table, prefix="federated.round", seeds=prepared.seeds, outside_guarantee=False
+            latest[0], table, prefix="federated.round", seeds=prepared.seeds, outside_guarantee=False
         )
 
     def evaluate_period(global_model: PreTrainedModel, period: int) -> list[dict[str, Json]]:
         return _by_period(prepared, global_model, table, made.stream, period)
 
+    personal = PersonalModels(prepared, table, made.clients) if table is not None else None
     outcome = simulate(
         made,
         evaluate=evaluate_round,
         evaluate_period=evaluate_period if made.stream is not None else None,
+        evaluate_personal=personal,
         progress=prepared.progress,
         folder=folder.path,
         resume=resume,
     )
+    devices: tuple[Measurement, ...] = ()
+    if table is not None and latest:
+        aside = _held_out_rows(prepared.splits.train, held_out)
+
+        def score(rows: Table) -> Scores:
+            return prepared.task.score(model, rows)
+
+        devices = measure_devices(prepared, latest[0], table, made.clients, aside, score)
+    own = personal.measure() if personal is not None else ()
     merge_adapters(model, prepared.config.model.trainable)
     export(model, prepared.task.tokenizer, folder.model, replace=resume)
     return model, StageResult(
-        (*training_counts(made.encoded), *outcome.measurements),
+        (*training_counts(made.encoded), *outcome.measurements, *devices, *own),
         outcome.series,
         None,
         (*truncation_warning(prepared, made.encoded), *outcome.warnings, *told),
         {"model": str(folder.model)},
         outcome.work_seconds,
     )
+
+
+def _held_out_rows(train: Table, held_out: FederatedData) -> tuple[Table, NDArray[np.int64]] | None:
+    """Return the rows of the clients that were held out, and [rows] whose they are; None where there are none."""
+    if not len(held_out):
+        return None
+    rows = np.asarray(held_out.rows, dtype=np.int64)
+    return train.take(rows), np.repeat(np.arange(len(held_out)), held_out.counts)
 
 
 def _by_period(
@@ -166,19 +188,9 @@ def _by_period(
     out: list[dict[str, Json]] = []
     for tested in np.unique(belongs[(belongs >= 0) & (belongs < len(stream))]).tolist():
         rows = np.flatnonzero(belongs == tested)
-        found = _quality(prepared, _rows_of(scores, rows), table.take(rows))
+        found = _quality(prepared, take_scores(scores, rows), table.take(rows))
         out.append({"period": period, "tested": tested, **found})
     return out
-
-
-def _rows_of(scores: Scores, rows: NDArray[np.int64]) -> Scores:
-    logs = scores.log_probabilities
-    return Scores(
-        scores.losses[rows],
-        scores.correct[rows],
-        None if logs is None else logs[rows],
-        {name: values[rows] for name, values in scores.detail.items()},
-    )
 
 
 def _quality(prepared: Prepared, scores: Scores, table: Table) -> dict[str, Json]:

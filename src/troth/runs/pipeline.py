@@ -5,11 +5,13 @@ The pipeline knows no report: whoever drives it hands over a `Finisher` that wri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+from joblib import Parallel, delayed
 
 from troth import __version__
 from troth.config import RunConfig, digest
@@ -25,7 +27,7 @@ from troth.runs.grid import GridPoint, expand
 from troth.runs.preflight import check_data, check_file, check_home, check_writable, gated
 from troth.runs.provenance import Clock, provenance
 from troth.tasks import load_trained
-from troth.training import Progress
+from troth.training import Progress, SilentProgress
 
 __all__ = ["Finisher", "Pipeline"]
 
@@ -138,20 +140,22 @@ class Pipeline:
             self.finisher.write_report([folder], path)
         return record
 
-    def grid(self, config: RunConfig, verb: str, *, resume: bool = False) -> Record:
+    def grid(self, config: RunConfig, verb: str, *, resume: bool = False, jobs: int = 1) -> Record:
         """Run every point of the grid and return one record whose ``runs`` lists theirs, with one table as items.
 
         ``attack`` attacks the newest finished run of each point, as trained by ``run``, ``train`` or ``federate``. With
         `resume`, points that are finished under the same configuration are taken as they are and the one that was
-        interrupted goes on.
+        interrupted goes on. With `jobs` above 1 so many points run at a time, each in a process and without progress of
+        its own; where one is refused, the others that run are finished first.
         """
         check_file(config, verb)
         clock, points = Clock(), expand(config)
         records = []
-        for number, point in enumerate(points, 1):
-            self.progress.message(f"grid {number}/{len(points)}: {_shown(point)}")
-            records.append(self._point(point, verb, resume=resume))
-            clock.add_work(records[-1].cost.work_seconds if records[-1].cost else 0.0)
+        for number, (point, record) in enumerate(zip(points, self._points(points, verb, resume, jobs), strict=True), 1):
+            if jobs > 1:
+                self.progress.message(f"grid {number}/{len(points)} done: {_shown(point)}")
+            records.append(record)
+            clock.add_work(record.cost.work_seconds if record.cost else 0.0)
         items = tuple(_grid_row(p, r) for p, r in zip(points, records, strict=True))
         return Record(
             verb,
@@ -164,6 +168,27 @@ class Pipeline:
             items=items,
             runs=tuple(records),
         )
+
+    def _points(self, points: Sequence[GridPoint], verb: str, resume: bool, jobs: int) -> Iterator[Record]:
+        """Yield the record of each point, in order.
+
+        Raises:
+            TrothError: the first point that was refused; it names the point.
+        """
+        if jobs == 1:
+            for number, point in enumerate(points, 1):
+                self.progress.message(f"grid {number}/{len(points)}: {_shown(point)}")
+                yield self._point(point, verb, resume=resume)
+            return
+        alone = replace(self, progress=SilentProgress())
+        work = Parallel(n_jobs=jobs, return_as="generator")(
+            delayed(_quiet_point)(alone, point, verb, resume) for point in points
+        )
+        for point, found in zip(points, work, strict=True):
+            if isinstance(found, TrothError):
+                found.args = (f"{_shown(point)}: {found}",)
+                raise found
+            yield found
 
     def _point(self, point: GridPoint, verb: str, *, resume: bool) -> Record:
         out, config = self.out(point.config), point.config
@@ -243,6 +268,14 @@ class Pipeline:
         record = _record(config, "attack", result, clock, folder)
         folder.write_record(record)
         return record
+
+
+def _quiet_point(pipeline: Pipeline, point: GridPoint, verb: str, resume: bool) -> Record | TrothError:
+    """Run a point in a process of its own; what it is refused for is handed back, so that the others are not lost."""
+    try:
+        return pipeline._point(point, verb, resume=resume)
+    except TrothError as error:
+        return error
 
 
 def _record(config: RunConfig, verb: str, result: stages.StageResult, clock: Clock, folder: RunFolder) -> Record:

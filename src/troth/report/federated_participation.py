@@ -1,0 +1,124 @@
+"""Who took part in a federation: totals over its rounds, how evenly turns fell on clients, and who was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from troth.report.federated_groups import Group
+from troth.report.federated_lines import MOST_LINES, mean_line
+from troth.report.lines import FEWEST_POINTS, curve
+from troth.report.plots import Curve, Plot, curves
+from troth.report.reading import Run
+from troth.report.tables import ABSENT, Cell, Table, beside, name, number
+from troth.results import Json
+
+__all__ = ["participation_figures", "participation_table", "seed_ginis"]
+
+_SERIES = "federated.participation"
+_MOST_POINTS = 100  # of a line that has one every round
+_GINI = (
+    "Gini coefficient of how often each client took part so far: 0 where all did equally often, near 1 where few did "
+    "it all"
+)
+_COUNTS = {"selected": "counted", "dropped": "dropped out", "surplus": "too late", "rejected": "left out"}
+_TOTALS = {
+    "asked": ("clients asked", "turns"),
+    "selected": ("updates that counted", "updates"),
+    "dropped": ("clients that dropped out", "turns"),
+    "surplus": ("clients that reported too late", "turns"),
+    "rejected": ("updates left out", "updates"),
+    "seconds_select": ("drawing cohorts", "seconds"),
+    "seconds_clients": ("clients' work", "seconds"),
+    "seconds_server": ("the server's work", "seconds"),
+}
+_MEANS = {"active": ("clients with rows in the window", "clients"), "staleness": ("staleness of updates", "rounds")}
+
+
+def participation_table(runs: Sequence[Run]) -> tuple[Table, ...]:
+    """Return totals over the rounds of each run, one column a run; nothing where records hold no rounds."""
+    having = [r for r in runs if r.series.get(_SERIES)]
+    rows: list[tuple[Cell, Sequence[Cell]]] = []
+    for key, (told, units) in _TOTALS.items():
+        rows.append((name(told, units), [_total(r, key, mean=False) for r in having]))
+    for key, (told, units) in _MEANS.items():
+        rows.append((name(f"{told}, mean over rounds", units), [_total(r, key, mean=True) for r in having]))
+    labels = [r.label for r in having]
+    return beside("Who took part, and how long it took", "over all rounds", labels, rows, measured=True)
+
+
+def participation_figures(runs: Sequence[Run]) -> list[Plot]:
+    """Return the Gini coefficient by round, and where clients or updates were lost a figure of that, a run each."""
+    lines = [line for r in runs if (line := _gini(r)) is not None]
+    plots = []
+    for i in range(0, len(lines), MOST_LINES):
+        part = lines[i : i + MOST_LINES]
+        counts = "; ".join(f"{line.label}: n = {line.n:,} clients" for line in part if line.n is not None)
+        plots.append(curves("Evenness of participation", part, ("rounds", "Gini coefficient"), f"{_GINI} ({counts})."))
+    return plots + [plot for r in runs if (plot := _lost(r)) is not None]
+
+
+def seed_ginis(group: Group, partition: str) -> list[Plot]:
+    """Return the mean over seeds of the Gini coefficient by round on one partition, a line an algorithm."""
+    lines = []
+    for algorithm in group.algorithms:
+        line = mean_line(algorithm, group.runs.get((partition, algorithm), ()), "round", "gini", _SERIES)
+        if line is not None:
+            lines.append(_thinned(line))
+    caption = f"{_GINI}. Means over seeds, with 95\N{NO-BREAK SPACE}% bands where there are several: {partition}."
+    return [
+        curves("Evenness of participation", lines[i : i + MOST_LINES], ("rounds", "Gini coefficient"), caption)
+        for i in range(0, len(lines), MOST_LINES)
+    ]
+
+
+def _total(run: Run, key: str, *, mean: bool) -> Cell:
+    """Return the sum or the mean of a column over the rounds that have it; absent where none has."""
+    found = [v for row in run.series[_SERIES] if isinstance(v := row.get(key), int | float)]
+    if not found:
+        return ABSENT
+    value: Json = sum(found) / len(found) if mean else sum(found)
+    return Cell(number(value), note=f"n = {len(found):,} rounds, exact", kind="number")
+
+
+def _gini(run: Run) -> Curve | None:
+    clients = run.measurement("federated.clients")
+    found = curve(run, _SERIES, "round", "gini", None if clients is None else clients.n)
+    return None if found is None or len(found.x) < FEWEST_POINTS else _thinned(found)
+
+
+def _lost(run: Run) -> Plot | None:
+    """Return who counted and who did not by round; None where nobody was ever lost, or rounds are few."""
+    rows = run.series.get(_SERIES, [])
+    lost = any(row.get(key) for row in rows for key in _COUNTS if key != "selected")
+    if len(rows) < FEWEST_POINTS or not lost:
+        return None
+    step = -(-len(rows) // _MOST_POINTS)
+    blocks = [rows[i : i + step] for i in range(0, len(rows), step)]
+    lines = []
+    for key, told in _COUNTS.items():
+        heights = [_mean(block, key) for block in blocks]
+        if key == "selected" or any(heights):
+            lines.append(Curve(told, [_mean(block, "round") for block in blocks], heights, n=len(rows)))
+    caption = f"Clients of {run.label} in a round (n = {len(rows):,} rounds)."
+    if step > 1:
+        caption = f"Clients of {run.label} in a round, means of {step} rounds each (n = {len(rows):,} rounds)."
+    return curves(f"Clients by round: {run.label}", lines, ("rounds", "clients"), caption)
+
+
+def _mean(rows: Sequence[Mapping[str, Json]], key: str) -> float:
+    found = [float(v) for row in rows if isinstance(v := row.get(key), int | float)]
+    return sum(found) / len(found) if found else 0.0
+
+
+def _thinned(line: Curve) -> Curve:
+    """Return a line of at most a hundred points, evenly spaced, the last one kept."""
+    count = len(line.x)
+    step = -(-count // _MOST_POINTS)
+    kept = sorted({*range(step - 1, count, step), count - 1})
+
+    def of(values: Sequence[float]) -> list[float]:
+        return [values[i] for i in kept]
+
+    if line.low is None or line.high is None:
+        return Curve(line.label, of(line.x), of(line.y), n=line.n)
+    return Curve(line.label, of(line.x), of(line.y), of(line.low), of(line.high), line.n)
