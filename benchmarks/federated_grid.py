@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import os
 import tempfile
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from federated_grid_data import DATA, write_tables
+from federated_rows import Rows
 from scipy.stats import t as student
 
 from troth.accounting.home import troth_home
@@ -41,7 +41,7 @@ from troth.runs.pipeline import Pipeline
 from troth.training import SilentProgress
 
 RESULTS = Path(__file__).parent / "results"
-ROWS, TABLE = RESULTS / "federated_grid.jsonl", RESULTS / "federated_grid.md"
+ROWS, TABLE = Rows(RESULTS / "federated_grid.jsonl"), RESULTS / "federated_grid.md"
 BERT = {"checkpoint": str(troth_home() / "models" / "bert-tiny")}
 IID = {"partition": "iid"}
 SKEWS: dict[str, dict[str, Any]] = {
@@ -220,16 +220,6 @@ def row_of(record: Record, study: Study, key: dict[str, Any], seconds: float) ->
     }
 
 
-def known() -> list[dict[str, Any]]:
-    """Return the rows that are there."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
-def find(rows: list[dict[str, Any]], key: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the row of a key."""
-    return next((r for r in rows if all(r.get(k) == v for k, v in key.items())), None)
-
-
 def settings(names: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yield (task, partition, algorithm), centralised training first in each task."""
     for name in names:
@@ -243,11 +233,10 @@ class Grid:
 
     def __init__(self, folder: Path, deadline: float) -> None:
         self._folder, self._deadline = folder, deadline
-        self._rows = known()
 
     def once(self, key: dict[str, Any], rounds_share: float) -> dict[str, Any] | None:
         """Return a run's row, made now unless it is there; None where the time is up."""
-        found = find(self._rows, key)
+        found = ROWS.find(key)
         if found is not None or time.monotonic() > self._deadline:
             return found
         study = STUDIES[key["task"]]
@@ -262,9 +251,7 @@ class Grid:
             section = federated(study, key["algorithm"], clients, rates, rounds)
             record, seconds = run({**base, "federated": section}, "federate", self._folder)
         row = row_of(record, study, key, seconds)
-        self._rows.append(row)
-        with ROWS.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        ROWS.add(row)
         print(f"{key} -> {row['test']:.4f} in {seconds:.0f} s", flush=True)
         return row
 
@@ -314,7 +301,7 @@ def cell_text(rows: list[dict[str, Any]], central_rows: list[dict[str, Any]], pe
 
 def table() -> str:
     """Return the tables of all tasks, in Markdown."""
-    rows = [r for r in known() if r["stage"] == "grid"]
+    rows = [r for r in ROWS.all() if r["stage"] == "grid"]
     out = [
         "# The federated grid on real data",
         "",

@@ -212,6 +212,14 @@ def test_damaged_populations_are_refused_in_one_line(tmp_path: Path) -> None:
     (saved() / "facts.json").write_text(json.dumps({"kind": "index set", "version": 1}))
     with pytest.raises(DataError, match="not that of a population"):
         open_population(place)
+    (saved() / "facts.json").write_text(json.dumps({"kind": "population", "version": 1}))
+    with pytest.raises(DataError, match="speaks of no arrays"):
+        open_population(place)
+    (saved() / "facts.json").write_text(
+        json.dumps({"kind": "population", "version": 1, "arrays": {}, "facts": {"fingerprint": ""}})
+    )
+    with pytest.raises(DataError, match="holds no population, or part of one"):
+        open_population(place)
     whole = (saved() / "rows.npy").read_bytes()
     (place / "rows.npy").write_bytes(whole[:-8])
     with pytest.raises(DataError, match=r"rows\.npy is missing or damaged"):

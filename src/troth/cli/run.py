@@ -8,7 +8,7 @@ from troth.cli.options import AsJson, Device, Jobs, Quiet, Resume, RunFile, Set,
 __all__ = ["run"]
 
 
-def run(
+def run(  # noqa: PLR0913  one argument an option
     run_file: RunFile,
     assignments: Set = None,
     without: Without = None,

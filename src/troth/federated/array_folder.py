@@ -63,13 +63,16 @@ def open_arrays(folder: Path, kind: str) -> tuple[Arrays, dict[str, Any]]:
         raise DataError(f"{folder}: {FACTS} cannot be read; save the {kind} again") from None
     if not isinstance(head, dict) or head.get("kind") != kind or head.get("version") != _VERSION:
         raise DataError(f"{folder}: {FACTS} is not that of a {kind} of version {_VERSION}; save it again")
+    columns, facts = head.get("arrays"), head.get("facts")
+    if not isinstance(columns, dict) or not isinstance(facts, dict):
+        raise DataError(f"{folder}: {FACTS} speaks of no arrays; save the {kind} again")
     arrays: Arrays = {}
-    for name, column in head["arrays"].items():
+    for name, column in columns.items():
         try:
             array = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError):
             raise DataError(f"{folder}: {name}.npy is missing or damaged; save the {kind} again") from None
-        if array.dtype.str != column["dtype"] or list(array.shape) != column["shape"]:
+        if column != {"dtype": array.dtype.str, "shape": list(array.shape)}:
             raise DataError(f"{folder}: {name}.npy is not the array that {FACTS} speaks of; save the {kind} again")
         arrays[name] = array
-    return arrays, head["facts"]
+    return arrays, facts

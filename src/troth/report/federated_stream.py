@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from troth.report.federated_facts import ROUND
 from troth.report.federated_groups import Group
 from troth.report.federated_plots import heat_map
-from troth.report.lines import FEWEST_POINTS, counted
+from troth.report.lines import FEWEST_POINTS, counted, curve
 from troth.report.plots import Curve, Plot, curves
 from troth.report.reading import Run
 from troth.report.tables import Cell, Table, interval, number, text
@@ -60,7 +60,7 @@ class _Matrix:
 def stream_figures(runs: Sequence[Run]) -> StreamFigures:
     """Return heat maps, quality on the present period and forgetting of the runs that are streams.
 
-    A stream of fewer than three periods is told in numbers.
+    A stream of fewer than three periods is told in numbers. Where test rows have no times there is one number a period.
     """
     found = [(r, m) for r in runs if (m := _matrix(r.label, r.record, r.series.get(_SERIES, []))) is not None]
     drawn = [m for _, m in found if len(m.periods) >= FEWEST_POINTS]
@@ -71,7 +71,21 @@ def stream_figures(runs: Sequence[Run]) -> StreamFigures:
         f"{_PERIODS}."
     )
     maps = [_map(m, caption.format(label=m.label, rows=m.rows)) for m in drawn]
-    return StreamFigures(said, (*_lines(drawn, "A point is one model"), *maps))
+    timeless = [c for r in runs if (c := _timeless(r)) is not None]
+    metric = next((str(row.get("metric")) for r in runs for row in r.series.get(_SERIES, [])), "quality")
+    told = f"On all test rows, which have no times ({counted(timeless)}). {_PERIODS}."
+    plots = [curves("Quality by period", timeless, ("period", metric), told)] if timeless else []
+    return StreamFigures(said, (*plots, *_lines(drawn, "A point is one model"), *maps))
+
+
+def _timeless(run: Run) -> Curve | None:
+    """Return quality by period on test rows that belong to no period; None where they do, or periods are few."""
+    rows = run.series.get(_SERIES, [])
+    counts = [_whole(row.get("n")) for row in rows]
+    found = curve(run, _SERIES, "period", "value", min(counts, default=0))
+    if found is None or any(row.get("tested") is not None for row in rows) or len(found.x) < FEWEST_POINTS:
+        return None
+    return found
 
 
 def stream_means(group: Group, partition: str) -> StreamFigures:

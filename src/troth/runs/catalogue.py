@@ -89,6 +89,37 @@ def _membership(attack: str, where: str = "") -> tuple[Row, ...]:
     return (area, *rates, *predicted, *slices)
 
 
+_SPREAD = tuple(
+    (name, "fraction") for name in ("accuracy", "span_f1", "token_accuracy", "exact_match", "f1", "rouge_l")
+)
+_SPREAD_IN_NATS = (("perplexity", "nats"), ("loss", "nats"))
+_POOLED = ("macro_f1", "macro_precision", "macro_recall", "calibration_error", "auc")
+_MEANS = (("sample_weighted", "each row counts once"), ("device_weighted", "each device counts once"))
+_OVER_DEVICES = (
+    *_MEANS,
+    ("p10", "a tenth of the devices has no more"),
+    ("p50", "the median device"),
+    ("p90", "nine tenths of the devices have no more"),
+    ("worst_decile", "mean over the worst-served tenth"),
+)
+
+
+def _devices(prefix: str, which: str) -> tuple[Row, ...]:
+    """Return what is measured of devices; of the nine deciles three stand for all."""
+    measured: list[tuple[str, str, tuple[tuple[str, str], ...]]] = [
+        *((name, unit, _OVER_DEVICES) for name, unit in _SPREAD),
+        ("perplexity", "ratio", _OVER_DEVICES),
+        ("loss", "nats", _OVER_DEVICES),
+        *((name, "fraction", _MEANS) for name in ("span_precision", "span_recall", *_POOLED)),
+    ]
+    lower = ("perplexity", "loss", "calibration_error")
+    return tuple(
+        (f"{prefix}.{name}.{figure}", unit, "lower" if name in lower else "higher", None, f"{which}: {said}")
+        for name, unit, figures in measured
+        for figure, said in figures
+    )
+
+
 MEASUREMENTS: tuple[Row, ...] = (
     ("data.train.rows", "rows", "neutral", None, "rows trained on"),
     ("data.train.truncated_rows", "rows", "lower", None, "rows cut to model.max_length tokens"),
@@ -116,9 +147,26 @@ MEASUREMENTS: tuple[Row, ...] = (
     ("fairness.accuracy_gap.p_value", "probability", "neutral", None, "chance of such a gap were groups exchangeable"),
     *_under("federated.round", " (global model after the last round)"),
     ("federated.clients", "clients", "neutral", None, "devices with data; their sizes stand in the protocol"),
+    ("federated.clients_seen", "clients", "neutral", None, "devices that took part at least once"),
     ("federated.samples", "examples", "lower", None, "examples processed on devices, each local epoch counted"),
-    ("federated.bytes_sent", "bytes", "lower", None, "bytes to and from devices: trainable parameters, dense"),
-    ("federated.rejected_updates", "updates", "lower", None, "updates left out because they were not finite"),
+    ("federated.steps", "steps", "lower", None, "local gradient steps"),
+    (
+        "federated.bytes_sent",
+        "bytes",
+        "lower",
+        None,
+        "bytes to and from devices, whether they counted or not",
+    ),
+    ("federated.rejected_updates", "updates", "lower", None, "updates left out; the reasons stand in the warnings"),
+    ("federated.dropped_clients", "clients", "lower", None, "devices that were asked and did not report"),
+    ("federated.participation_gini", "fraction", "neutral", None, "how unevenly turns fell on devices; 0: all alike"),
+    *_devices("federated.devices", "devices that train"),
+    *_devices("federated.unseen_devices", "devices held out whole"),
+    *(
+        (f"federated.unseen_devices.{name}.gap", unit, "lower", 0.0, "by how much device_weighted is worse on them")
+        for name, unit in (*_SPREAD, *_SPREAD_IN_NATS)
+    ),
+    *_devices("federated.personal", "devices that train, each with its own model"),
     ("plan.noise_multiplier", "ratio", "neutral", None, "troth plan: the noise multiplier the run will use"),
     ("plan.sampling_rate", "fraction", "neutral", None, "troth plan: chance of each unit to be in a batch"),
     ("plan.sum_noise_std", "gradient norm", "neutral", None, "troth plan: noise on the sum of clipped gradients"),

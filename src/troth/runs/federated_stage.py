@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
@@ -26,9 +24,11 @@ from troth.federated import (
     split_clients,
     table_times,
 )
-from troth.federated.evaluation import take_scores
-from troth.results import Json, Measurement
+from troth.federated.partition_files import save_index_set
+from troth.federated.partition_report import partition_picture, partition_report
+from troth.results import Json, Measurement, computed
 from troth.runs.federated_devices import PersonalModels, measure_devices
+from troth.runs.federated_periods import PeriodEvaluation
 from troth.runs.folders import RunFolder
 from troth.runs.stages import Prepared, StageResult, make_fresh_model, reserve, training_counts, truncation_warning
 from troth.tasks import Scores, head_names, merge_adapters
@@ -123,6 +123,7 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
     model = make_fresh_model(prepared)
     made, held_out = federation(prepared, federated, model)
     _, told = reserve(prepared, None, folder, resume=resume)
+    _keep_clients(prepared, made.clients, folder)
     latest: list[Scores] = []
 
     def evaluate_round(global_model: PreTrainedModel) -> tuple[Measurement, ...]:
@@ -133,19 +134,20 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
             latest[0], table, prefix="federated.round", seeds=prepared.seeds, outside_guarantee=False
         )
 
-    def evaluate_period(global_model: PreTrainedModel, period: int) -> list[dict[str, Json]]:
-        return _by_period(prepared, global_model, table, made.stream, period)
-
+    periods = None
+    if made.stream is not None and table is not None:
+        periods = PeriodEvaluation(prepared, table, made.stream, folder.path / "periods")
     personal = PersonalModels(prepared, table, made.clients) if table is not None else None
     outcome = simulate(
         made,
         evaluate=evaluate_round,
-        evaluate_period=evaluate_period if made.stream is not None else None,
+        evaluate_period=periods,
         evaluate_personal=personal,
         progress=prepared.progress,
         folder=folder.path,
         resume=resume,
     )
+    skew, drawn = _population_told(prepared, made.clients)
     devices: tuple[Measurement, ...] = ()
     if table is not None and latest:
         aside = _held_out_rows(prepared.splits.train, held_out)
@@ -155,16 +157,43 @@ def federate(prepared: Prepared, folder: RunFolder, *, resume: bool) -> tuple[Pr
 
         devices = measure_devices(prepared, latest[0], table, made.clients, aside, score)
     own = personal.measure() if personal is not None else ()
+    own += periods.measure(model) if periods is not None else ()
     merge_adapters(model, prepared.config.model.trainable)
     export(model, prepared.task.tokenizer, folder.model, replace=resume)
     return model, StageResult(
-        (*training_counts(made.encoded), *outcome.measurements, *devices, *own),
-        outcome.series,
+        (*training_counts(made.encoded), *outcome.measurements, *skew, *devices, *own),
+        {**outcome.series, **drawn},
         None,
         (*truncation_warning(prepared, made.encoded), *outcome.warnings, *told),
         {"model": str(folder.model)},
         outcome.work_seconds,
     )
+
+
+def _keep_clients(prepared: Prepared, clients: FederatedData, folder: RunFolder) -> None:
+    """Write who holds which rows into the run's folder, as an index set named ``train``."""
+    federated = prepared.config.federated
+    settings: dict[str, Json] = {"run.seed": prepared.seeds.root}
+    if federated is not None:
+        settings["federated.clients"] = federated.model_dump(mode="json")["clients"]
+        settings["federated.held_out_clients"] = federated.held_out_clients
+    table = prepared.splits.train.fingerprint
+    save_index_set(folder.path / "clients", "train", clients, table=table, settings=settings, replace=True)
+
+
+def _population_told(
+    prepared: Prepared, clients: FederatedData
+) -> tuple[tuple[Measurement, ...], dict[str, list[dict[str, Json]]]]:
+    """Return how far the clients' labels differ, and rows to draw sizes and labels from."""
+    train = prepared.splits.train
+    labels = train.arrow.column("label") if train.has("label") else None
+    drawn = {f"federated.population.{name}": rows for name, rows in partition_picture(clients, labels).items()}
+    report = partition_report(clients, labels)
+    if report.divergence is None:
+        return (), drawn
+    protocol = {**report.to_dict(), "definition": "mean Jensen-Shannon divergence of a client's labels from all"}
+    told = computed("federated.label_divergence", report.divergence, report.clients, "bits", protocol=protocol)
+    return (told,), drawn
 
 
 def _held_out_rows(train: Table, held_out: FederatedData) -> tuple[Table, NDArray[np.int64]] | None:
@@ -173,30 +202,3 @@ def _held_out_rows(train: Table, held_out: FederatedData) -> tuple[Table, NDArra
         return None
     rows = np.asarray(held_out.rows, dtype=np.int64)
     return train.take(rows), np.repeat(np.arange(len(held_out)), held_out.counts)
-
-
-def _by_period(
-    prepared: Prepared, model: PreTrainedModel, table: Table | None, stream: Stream | None, period: int
-) -> list[dict[str, Json]]:
-    """Return the global model's quality on the test rows of each period, by their time; one row a tested period."""
-    if table is None or stream is None:
-        return []
-    scores = prepared.task.score(model, table)
-    if not table.has("time"):
-        return [{"period": period, "tested": None, **_quality(prepared, scores, table)}]
-    belongs = stream.periods.of(table_times(table))
-    out: list[dict[str, Json]] = []
-    for tested in np.unique(belongs[(belongs >= 0) & (belongs < len(stream))]).tolist():
-        rows = np.flatnonzero(belongs == tested)
-        found = _quality(prepared, take_scores(scores, rows), table.take(rows))
-        out.append({"period": period, "tested": tested, **found})
-    return out
-
-
-def _quality(prepared: Prepared, scores: Scores, table: Table) -> dict[str, Json]:
-    found: Sequence[Measurement] = prepared.task.measure(
-        scores, table, prefix="federated.round", seeds=prepared.seeds, outside_guarantee=False
-    )
-    first = found[0]
-    name = first.name.removeprefix("federated.round.")
-    return {"metric": name, "value": first.value, "low": first.low, "high": first.high, "n": first.n}
