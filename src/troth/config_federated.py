@@ -113,8 +113,10 @@ class SelectionConfig(Section):
         refuse_unused(self, "by", uses)
         if self.by == "top_active" and (self.top is None) == (self.top_fraction is None):
             raise ValueError("by = 'top_active' wants exactly one of top and top_fraction")
-        if self.by == "power_of_choice" and self.weight == "inverse_probability":
-            raise ValueError("by = 'power_of_choice' has no inclusion probabilities: use weight = 'equal'")
+        if self.by in ("power_of_choice", "top_active") and self.weight == "inverse_probability":
+            raise ValueError(f"by = '{self.by}' never takes some clients: no weight makes up for that; use 'equal'")
+        if self.by == "power_of_choice" and self.candidates is None:
+            raise ValueError("by = 'power_of_choice' wants candidates = NUMBER, at least federated.cohort_size")
         return self
 
     @model_validator(mode="after")
@@ -272,6 +274,17 @@ class FederatedConfig(Section):
     def _coherent(self) -> Self:
         if self.buffer is not None and self.algorithm != "fedbuff":
             raise ValueError("federated.buffer goes with algorithm = 'fedbuff'")
+        candidates = self.selection.candidates
+        if candidates is not None and candidates < self.cohort_size:
+            raise ValueError(
+                f"federated.selection.candidates = {candidates}: at least cohort_size = {self.cohort_size}"
+            )
+        rest = self.participation
+        if self.selection.weight == "inverse_probability" and (rest.minimum_separation or rest.over_selection > 1):
+            raise ValueError(
+                "selection.weight = 'inverse_probability' is unbiased without participation.minimum_separation and "
+                "over_selection only; leave them out or take another weight"
+            )
         if self.algorithm == "fedbuff":
             if self.stream is not None:
                 raise ValueError(

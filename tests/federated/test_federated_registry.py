@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from troth.errors import ConfigError, DataError
+from troth.errors import ConfigError, DataError, RunError
 from troth.federated import registry_parquet
 from troth.federated.event_times import absolute_periods, period_numbers, seconds_since_1970
 from troth.federated.population import FederatedData, by_user
@@ -150,6 +150,11 @@ def test_files_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path) -> No
         registry_from_parquet(path, "device", time="time")
     with pytest.raises(ConfigError, match="a period of 0 seconds"):
         registry_from_parquet(path, "device", time="time", period_seconds=0)
+
+
+def test_a_folder_of_names_that_is_there_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is there already"):
+        registry_from_parquet(tmp_path / "no such file", "device", names=tmp_path)
 
 
 def test_a_damaged_page_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -733,7 +733,7 @@ def test_every_figure_of_devices_is_in_the_catalogue_with_its_unit_and_direction
 
 def test_the_reference_of_the_run_file_names_every_key_of_federations() -> None:
     reference = (Path(__file__).parents[2] / "docs" / "reference" / "run-file.md").read_text(encoding="utf-8")
-    told = set(re.findall(r"^\| `([a-z_.]+)`", reference, re.MULTILINE))
+    told = set(re.findall(r"^\| `([a-z0-9_.]+)`", reference, re.MULTILINE))
     assert told == set(keys_of(FederatedConfig, "federated")), sorted(told ^ set(keys_of(FederatedConfig, "federated")))
 
 

@@ -103,18 +103,20 @@ class RoundJournal:
         """Updates left out, for whatever reason."""
         return sum(self.rejected.values())
 
-    def add(self, outcome: RoundOutcome, turn: Turn, spent: PhaseSeconds, gini: float) -> None:
+    def add(self, outcome: RoundOutcome, turn: Turn, spent: PhaseSeconds, gini: float, probed: int = 0) -> None:
         """Note one round.
 
+        `probed` clients were sent the model to say their loss before the cohort was chosen (power of choice).
+
         The row of ``federated.participation`` holds the round, who was ``asked``, how many counted (``selected``),
-        ``dropped`` out, came too late (``surplus``) or were ``rejected``; ``samples``, ``steps``, ``bytes_up`` and
-        ``bytes_down`` of this round; the ``gini`` coefficient of participation so far; seconds by phase; and what
-        the turn says besides.
+        ``dropped`` out, came too late (``surplus``), were ``rejected`` or ``probed``; ``samples``, ``steps``,
+        ``bytes_up`` and ``bytes_down`` of this round; the ``gini`` coefficient of participation so far; seconds by
+        phase; and what the turn says besides.
         """
         late = turn.dropped + turn.surplus
         each = outcome.bytes_down // max(1, outcome.clients)  # those that do not count were sent the model as well
         up = outcome.bytes_up + turn.surplus * (outcome.bytes_up // max(1, outcome.clients))
-        down = outcome.bytes_down + late * each
+        down = outcome.bytes_down + (late + probed) * each
         taken = outcome.aggregate.clients if outcome.aggregate else 0
         self.samples += outcome.samples
         self.steps += outcome.steps
@@ -137,6 +139,7 @@ class RoundJournal:
                 "selected": taken,
                 "dropped": turn.dropped,
                 "surplus": turn.surplus,
+                "probed": probed,
                 "rejected": sum(outcome.rejected.values()),
                 "samples": outcome.samples,
                 "steps": outcome.steps,

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from troth.errors import DataError
+from troth.errors import DataError, RunError
 from troth.federated.array_folder import open_arrays, save_arrays
 from troth.federated.client_names import ClientNames
 from troth.federated.event_times import absolute_periods, period_numbers, seconds_since_1970
@@ -63,8 +63,10 @@ def registry_from_parquet(
     Raises:
         DataError: a row without a device (named), no rows, no such column, or one of another type.
         ConfigError: more periods than 65,535.
-        RunError: the disk is full.
+        RunError: the disk is full, or the folder for names exists.
     """
+    if names is not None and names.exists():
+        raise RunError(f"{names}: is there already; remove it, or choose another folder for the names of devices")
     with contextlib.ExitStack() as stack:
         stack.enter_context(failing_in_one_line(scratch or Path(tempfile.gettempdir())))
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="troth-registry-", dir=scratch)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ from troth.config_federated import BufferConfig, FederatedConfig
 from troth.federated.fedbuff import InFlight
 from troth.federated.participation import CohortSampler, Losses
 from troth.federated.population import FederatedData
-from troth.federated.selection import Cohort, make_selection
+from troth.federated.selection import Cohort, PowerOfChoice, make_selection
 from troth.federated.selection_activity import Activity
 from troth.federated.stream import Period, Stream
 from troth.results import Json
@@ -242,7 +242,7 @@ class StreamRounds:
         if period is None:
             raise RuntimeError("a stream's rounds begin with its first period")
         active = int((period.population.counts > 0).sum())
-        size = min(self._config.cohort_size, active)
+        size = min(self._config.cohort_size, self._sampler.rates.drawable if self._sampler else 0)
         self.small_rounds += size < self._config.cohort_size
         nobody = np.zeros(0, dtype=np.int64)
         cohort = Cohort(nobody, np.zeros(0), sums_to_one=True)
@@ -262,6 +262,8 @@ class StreamRounds:
         seen = (period.last_seen + 1).astype(np.uint16)  # 0 is unknown
         activity = Activity(period.population.counts, seen, self._rest, period.index + 1)
         rule = make_selection(self._config.selection)
+        if isinstance(rule, PowerOfChoice):
+            rule = replace(rule, candidates=min(rule.candidates, int((period.population.counts > 0).sum())))
         self._sampler = CohortSampler(rule, activity, self._config.participation) if active else None
 
     def ends_period(self, rounds_done: int) -> bool:

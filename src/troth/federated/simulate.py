@@ -201,6 +201,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.participations = np.zeros(self.rounds.clients, dtype=np.int32)
+        self._probed = 0
 
     def take_up(self, found: Checkpoint | None) -> None:
         """Go on from a checkpoint, if there is one.
@@ -273,7 +274,8 @@ class _Run:
             self.participations[cohort.clients] += 1
         spent = PhaseSeconds(drawn - begun, worked - drawn, time.perf_counter() - worked)
         took_part = self.participations[self.participations > 0]
-        self.journal.add(outcome, turn, spent, gini(took_part, self.rounds.clients))
+        self.journal.add(outcome, turn, spent, gini(took_part, self.rounds.clients), self._probed)
+        self._probed = 0
         return self._after(measures)
 
     def _clients(self, turn: Turn) -> RoundOutcome:
@@ -318,6 +320,7 @@ class _Run:
         rounds = self.rounds
         period = rounds.period if isinstance(rounds, StreamRounds) else None
         data = self.federation.clients if period is None else period.training
+        self._probed += len(clients)
         return self.engine.client_losses(self.state, data, clients)
 
     def _measured(self, measures: _Measures) -> Sequence[Measurement]:

@@ -11,14 +11,15 @@ from troth.report.federated_grid import grid_of
 from troth.report.federated_grid_tables import grid_notes, grid_section_tables
 from troth.report.federated_groups import Group, groups, headline
 from troth.report.federated_lines import COSTS, by_round, mean_panels, run_panels
-from troth.report.federated_participation import participation_figures, participation_table, seed_ginis
+from troth.report.federated_participation import participation_figures, participation_table, seed_ginis, upload_notes
+from troth.report.federated_population import label_maps, size_figures
 from troth.report.federated_stream import stream_figures, stream_means
 from troth.report.lines import FEWEST_POINTS, curve, point
 from troth.report.plots import Curve, Plot
 from troth.report.reading import Run
 from troth.report.section import DETAILED_RUNS, Fold, Section
 from troth.report.tables import ABSENT, Cell, Table, measured, names_of, number, side_by_side, text, unit
-from troth.results import Measurement
+from troth.results import Measurement, Record
 
 __all__ = ["federation"]
 
@@ -58,25 +59,41 @@ def federation(runs: Sequence[Run]) -> Section | None:
     averaged = grids if many else []
     alone = [r for r in having if not any(g.holds(r.record) for g in averaged)]
     tables = [t for g in grids if (made := grid_of(g)) is not None for t in grid_section_tables(made)]
-    folds: tuple[Fold, ...] = ()
+    shown, rest = device_tables(having)
     if many:
         folds = _folds(having, found, averaged)
     else:
-        tables += [*_runs(having), *participation_table(having), *device_tables(having)]
+        tables += [*_runs(having), *participation_table(having), *shown]
+        folds = _few_folds(having, rest)
     streams = stream_figures(alone)
     plots = [p for panel in run_panels(alone, found) for p in panel.plots()]
     plots += [p for g in averaged for p in _averaged(g)]
-    plots += [*participation_figures(alone), *streams.plots, *(() if many else decile_figures(having))]
-    paragraphs = (_PARAGRAPH, *device_paragraphs(having))
+    plots += [*size_figures(_populations(alone, averaged)), *participation_figures(alone), *streams.plots]
+    plots += [] if many else decile_figures(having)
     return Section(
         "federation",
         "Federated learning",
-        paragraphs,
+        (_PARAGRAPH, *device_paragraphs(having)),
         (*tables, *streams.tables, *_few_rounds(having)),
         tuple(plots),
-        notes=grid_notes(found),
+        notes=(*grid_notes(found), *upload_notes(having)),
         folds=folds,
     )
+
+
+def _populations(alone: Sequence[Run], averaged: Sequence[Group]) -> list[tuple[str, Record]]:
+    """Return records that show a population each: every run, or a run of each partition of a grid."""
+    named = [(r.label, r.record) for r in alone]
+    for group in averaged:
+        firsts = {partition: runs[0] for (partition, _), runs in reversed(list(group.runs.items()))}
+        named += [(partition, firsts[partition]) for partition in group.partitions]
+    return named
+
+
+def _few_folds(having: Sequence[Run], devices: tuple[Table, ...]) -> tuple[Fold, ...]:
+    maps = label_maps(_populations(having, ()))
+    folds = [Fold("Further figures of devices", devices)] if devices else []
+    return (*folds, *([Fold("Which labels clients hold", plots=tuple(maps))] if maps else []))
 
 
 def _runs(having: Sequence[Run]) -> tuple[Table, ...]:
@@ -100,6 +117,8 @@ def _folds(having: Sequence[Run], found: Sequence[Group], averaged: Sequence[Gro
     devices = device_rows(having)
     if devices:
         folds.append(Fold("How devices fare, run by run", devices, tuple(decile_figures(having[:DETAILED_RUNS]))))
+    maps = label_maps(_populations((), averaged))
+    folds += [Fold("Which labels clients hold", plots=tuple(maps))] if maps else []
     for group in averaged:
         for partition in group.partitions:
             streams = stream_means(group, partition)

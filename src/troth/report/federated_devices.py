@@ -47,14 +47,20 @@ def device_paragraphs(runs: Sequence[Run]) -> tuple[str, ...]:
     return (said, unseen) if any(r.named(UNSEEN) for r in runs) else (said,)
 
 
-def device_tables(runs: Sequence[Run]) -> tuple[Table, ...]:
-    """Return the main figures of devices, one column a run; what was withheld says so by having no value."""
-    tables: list[Table] = []
+def device_tables(runs: Sequence[Run]) -> tuple[tuple[Table, ...], tuple[Table, ...]]:
+    """Return the main figures of devices, one column a run: those of each run's first metric, and all others.
+
+    What was withheld says so by having no value.
+    """
+    first = {names[0].split(".")[2] for r in runs if (names := [m.name for m in r.named(DEVICES)])}
+    main: list[Table] = []
+    others: list[Table] = []
     for caption, prefix in _PARTS.items():
         names = [n for n in names_of(runs, prefix) if n.rpartition(".")[2] in _MAIN]
-        if names:
-            tables += side_by_side(caption, [r for r in runs if r.named(prefix)], names, method=True)
-    return tuple(tables)
+        of = [r for r in runs if r.named(prefix)]
+        main += side_by_side(caption, of, [n for n in names if n.split(".")[2] in first], method=True)
+        others += side_by_side(caption, of, [n for n in names if n.split(".")[2] not in first], method=True)
+    return tuple(main), tuple(others)
 
 
 def device_rows(runs: Sequence[Run]) -> tuple[Table, ...]:

@@ -23,9 +23,20 @@ from troth.report.federated_groups import Group, Place, groups, headline
 from troth.report.tables import interval, number
 from troth.results import Json, Measurement, Record
 
-__all__ = ["CONFIDENCE", "GridCell", "GridTable", "OverSeeds", "grid_of", "grid_tables", "over_seeds"]
+__all__ = [
+    "CONFIDENCE",
+    "GridCell",
+    "GridTable",
+    "OverSeeds",
+    "grid_of",
+    "grid_tables",
+    "limits_of",
+    "megabytes",
+    "over_seeds",
+]
 
 CONFIDENCE = 0.95
+_ALIKE = 1e-12  # differences of equal numbers differ by their rounding
 
 
 @dataclass(frozen=True)
@@ -62,12 +73,14 @@ class GridCell:
             worse, whatever way the metric is better; None where there is no centralised run of a seed.
         costs: ``rounds``, ``samples`` and ``bytes`` of a run, mean over seeds; what no run has is not in it.
         facts: what was run; of several seeds one stands for all.
+        runs: how many federations.
     """
 
     quality: OverSeeds | None
     gap: OverSeeds | None
     costs: Mapping[str, float]
     facts: Facts
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -172,12 +185,13 @@ def grid_of(group: Group, measurement: str | None = None) -> GridTable | None:
         return None
     first = known[0]
     higher = first.direction != "lower"
-    limits = (0.0, 1.0) if first.unit == "fraction" else (-math.inf, math.inf)
+    limits = limits_of(first)
     central = _by_seed(group.centralised, name)
     cells = {}
     for place, runs in group.runs.items():
         own = _by_seed(runs, name)
-        cells[place] = GridCell(_mean(own, limits), _paired(own, central, higher), _mean_costs(runs), facts(runs[0]))
+        gap, costs = _paired(own, central, higher), _mean_costs(runs)
+        cells[place] = GridCell(_mean(own, limits), gap, costs, facts(runs[0]), len(runs))
     return GridTable(
         group.title,
         name,
@@ -189,6 +203,20 @@ def grid_of(group: Group, measurement: str | None = None) -> GridTable | None:
         _mean(central, limits),
         group.ambiguous,
     )
+
+
+def limits_of(m: Measurement) -> tuple[float, float]:
+    """Return the limits of a number of that unit: an interval over seeds is cut off there."""
+    return (0.0, 1.0) if m.unit == "fraction" else (-math.inf, math.inf)
+
+
+def megabytes(count: float) -> str:
+    """Return a number of bytes in megabytes (10^6), as people read it.
+
+    >>> megabytes(684_331_616), megabytes(52_000)
+    ('684.3 MB', '0.052 MB')
+    """
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e6:.3g} MB"
 
 
 def over_seeds(values: Mapping[int | None, float], *, limits: tuple[float, float] = (-math.inf, math.inf)) -> OverSeeds:
@@ -207,7 +235,7 @@ def over_seeds(values: Mapping[int | None, float], *, limits: tuple[float, float
     """
     found = np.array(list(values.values()), dtype=np.float64)
     mean, low, high = float(found.mean()), None, None
-    if len(found) > 1 and np.ptp(found) > 0:
+    if len(found) > 1 and np.ptp(found) > _ALIKE * max(1.0, abs(mean)):
         error = float(found.std(ddof=1)) / math.sqrt(len(found))
         half = float(stats.t.isf((1 - CONFIDENCE) / 2, len(found) - 1)) * error
         low, high = max(limits[0], mean - half), min(limits[1], mean + half)
@@ -272,4 +300,5 @@ def _gap(cell: GridCell | None) -> str:
 def _costs(cell: GridCell | None) -> str:
     if cell is None or not cell.costs:
         return "-"
-    return "; ".join(f"{cell.costs[k]:,.4g}" if k in cell.costs else "-" for k in ("rounds", "samples", "bytes"))
+    told = [f"{cell.costs[k]:,.6g}" if k in cell.costs else "-" for k in ("rounds", "samples")]
+    return "; ".join([*told, megabytes(cell.costs["bytes"]) if "bytes" in cell.costs else "-"])

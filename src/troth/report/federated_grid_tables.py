@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from troth.report.federated_grid import CONFIDENCE, GridCell, GridTable, OverSeeds
+from troth.report.federated_grid import CONFIDENCE, GridCell, GridTable, OverSeeds, megabytes
 from troth.report.federated_groups import Group
 from troth.report.tables import ABSENT, UNSUPPORTED, Cell, Table, interval, number, percent, text, unit
 
@@ -23,11 +23,11 @@ def grid_section_tables(grid: GridTable) -> tuple[Table, ...]:
         f"{grid.title}: the gap to centralised training in {grid.measurement}, by how much the federation is worse, "
         f"paired by seed (below 0: it is better), {over}"
     )
-    costs = f"{grid.title}: what a run took, means over seeds: examples processed; bytes sent"
+    costs = f"{grid.title}: what a run took, means over seeds: examples processed and bytes sent"
     tables = _cut(grid, quality, grid.unit, lambda cell: _over_seeds(cell.quality))
     if any(cell.gap is not None for cell in grid.cells.values()):
         tables += _cut(grid, gap, grid.unit, lambda cell: _over_seeds(cell.gap))
-    return tables + _cut(grid, costs, "examples; bytes", _costs)
+    return tables + _cut(grid, costs, "examples, and bytes sent", _costs)
 
 
 def grid_notes(found: Sequence[Group]) -> tuple[str, ...]:
@@ -109,6 +109,5 @@ def _costs(cell: GridCell) -> Cell:
     if "samples" not in cell.costs:
         return ABSENT
     rounds = f"{cell.costs['rounds']:,.4g} rounds, " if "rounds" in cell.costs else ""
-    sent = f"; {cell.costs['bytes']:.4g}" if "bytes" in cell.costs else ""
-    seeds = 0 if cell.quality is None else len(cell.quality.seeds)
-    return Cell(f"{cell.costs['samples']:,.6g}", sent.strip("; "), f"{rounds}n = {seeds} runs", kind="number")
+    sent = f"and {megabytes(cell.costs['bytes'])}" if "bytes" in cell.costs else ""
+    return Cell(f"{cell.costs['samples']:,.6g}", sent, f"{rounds}n = {cell.runs} runs", kind="number")

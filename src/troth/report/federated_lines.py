@@ -5,12 +5,13 @@ A rule that looks better per round may only have processed more examples or sent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from troth.report.drawing import PALETTE
 from troth.report.federated_facts import ROUND
-from troth.report.federated_grid import CONFIDENCE, over_seeds
+from troth.report.federated_grid import CONFIDENCE, limits_of, over_seeds
 from troth.report.federated_groups import Group, split_of_rounds
 from troth.report.federated_plots import Level, quality_curves
 from troth.report.lines import FEWEST_POINTS, counted, curve
@@ -23,6 +24,8 @@ __all__ = ["COSTS", "MOST_LINES", "Panel", "by_round", "mean_line", "mean_panels
 
 COSTS = (("round", "rounds"), ("samples", "examples processed"), ("bytes", "bytes sent"))
 """Keys of ``federated.round`` that quality is drawn against, and what they are called."""
+
+_TITLES = {"round": "Quality by rounds", "samples": "Quality by examples", "bytes": "Quality by bytes"}
 
 MOST_LINES = len(PALETTE)  # of a figure, so that no two have a colour
 _SERIES = "federated.round"
@@ -53,7 +56,7 @@ class Panel:
             if not self.lines.get(key):
                 continue
             caption = self.caption + (f" Broken line: {self._told()}." if self.levels else "")
-            title = self.title or f"Quality by {label}"
+            title = self.title or _TITLES[key]
             made.append(quality_curves(title, self.lines[key], self.levels, (label, self.metric), caption))
         return made
 
@@ -96,16 +99,17 @@ def run_panels(runs: Sequence[Run], found: Sequence[Group]) -> list[Panel]:
 
 def mean_panels(group: Group) -> list[Panel]:
     """Return panels for each partition of a grid, in which every algorithm is the mean of its seeds."""
-    metric = _metric(group.records)
-    if metric is None:
+    first = next((m for r in group.records for m in r.measurements if m.name.startswith(ROUND)), None)
+    if first is None:
         return []
+    metric, limits = first.name.removeprefix(ROUND), limits_of(first)
     panels = []
     for partition in group.partitions:
         own = [(a, runs) for a in group.algorithms if (runs := group.runs.get((partition, a)))]
         parts = [own[i : i + MOST_LINES] for i in range(0, len(own), MOST_LINES)]
         for place, part in enumerate(parts, 1):
             lines = {
-                key: [line for a, runs in part if (line := mean_line(a, runs, key, metric)) is not None]
+                key: [line for a, runs in part if (line := mean_line(a, runs, key, metric, limits=limits))]
                 for key, _ in COSTS
             }
             if not any(lines.values()):
@@ -113,11 +117,6 @@ def mean_panels(group: Group) -> list[Panel]:
             title = partition if len(parts) == 1 else f"{partition} ({place} of {len(parts)})"
             panels.append(Panel(title, metric, lines, _seeds_told(lines), _levels([group], metric)))
     return panels
-
-
-def _metric(records: Sequence[Record]) -> str | None:
-    names = [m.name.removeprefix(ROUND) for r in records for m in r.measurements if m.name.startswith(ROUND)]
-    return names[0] if names else None
 
 
 def _levels(found: Sequence[Group], metric: str) -> tuple[Level, ...]:
@@ -134,12 +133,20 @@ def _levels(found: Sequence[Group], metric: str) -> tuple[Level, ...]:
             m = next(iter(known.values()))
             levels.append(Level(label, m.value or 0.0, m.low, m.high, f"n = {m.n:,} rows"))
         else:
-            mean = over_seeds(values)
+            mean = over_seeds(values, limits=limits_of(next(iter(known.values()))))
             levels.append(Level(label, mean.mean, mean.low, mean.high, f"n = {len(values)} seeds"))
     return tuple(levels)
 
 
-def mean_line(label: str, runs: Sequence[Record], key: str, metric: str, series: str = _SERIES) -> Curve | None:
+def mean_line(
+    label: str,
+    runs: Sequence[Record],
+    key: str,
+    metric: str,
+    series: str = _SERIES,
+    *,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> Curve | None:
     """Return the mean over runs of a series, at the rounds that all of them have; None below three points.
 
     Of a single run it is that run's line with its own band.
@@ -149,7 +156,7 @@ def mean_line(label: str, runs: Sequence[Record], key: str, metric: str, series:
     if len(shared) < FEWEST_POINTS:
         return None
     x = [sum(own[index].x for own in rows) / len(rows) for index in shared]
-    means = [over_seeds({i: own[index].y for i, own in enumerate(rows)}) for index in shared]
+    means = [over_seeds({i: own[index].y for i, own in enumerate(rows)}, limits=limits) for index in shared]
     ends = [(mean.low, mean.high) for mean in means]
     if len(rows) == 1:
         ends = [(rows[0][index].low, rows[0][index].high) for index in shared]

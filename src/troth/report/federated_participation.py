@@ -12,10 +12,12 @@ from troth.report.reading import Run
 from troth.report.tables import ABSENT, Cell, Table, beside, name, number
 from troth.results import Json
 
-__all__ = ["participation_figures", "participation_table", "seed_ginis"]
+__all__ = ["participation_figures", "participation_table", "seed_ginis", "upload_notes"]
 
 _SERIES = "federated.participation"
 _MOST_POINTS = 100  # of a line that has one every round
+_DENSE = 0.999  # of what is sent down, in an upload of all of it
+_NAMED = 3  # runs of a note
 _GINI = (
     "Gini coefficient of how often each client took part so far: 0 where all did equally often, near 1 where few did "
     "it all"
@@ -61,7 +63,8 @@ def seed_ginis(group: Group, partition: str) -> list[Plot]:
     """Return the mean over seeds of the Gini coefficient by round on one partition, a line an algorithm."""
     lines = []
     for algorithm in group.algorithms:
-        line = mean_line(algorithm, group.runs.get((partition, algorithm), ()), "round", "gini", _SERIES)
+        runs = group.runs.get((partition, algorithm), ())
+        line = mean_line(algorithm, runs, "round", "gini", _SERIES, limits=(0.0, 1.0))
         if line is not None:
             lines.append(_thinned(line))
     caption = f"{_GINI}. Means over seeds, with 95\N{NO-BREAK SPACE}% bands where there are several: {partition}."
@@ -69,6 +72,35 @@ def seed_ginis(group: Group, partition: str) -> list[Plot]:
         curves("Evenness of participation", lines[i : i + MOST_LINES], ("rounds", "Gini coefficient"), caption)
         for i in range(0, len(lines), MOST_LINES)
     ]
+
+
+def upload_notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return a note where some uploads were counted as the token rows that clients touched and others as whole tables.
+
+    An upload is as large as the model that was sent, or smaller by the rows that the client never looked up.
+    """
+    shares = {r.label: share for r in runs if (share := _upload_share(r)) is not None}
+    sparse, dense = [k for k, v in shares.items() if v < _DENSE], [k for k, v in shares.items() if v >= _DENSE]
+    if not sparse or not dense:
+        return ()
+    named = [", ".join(labels[:_NAMED]) + (", ..." if len(labels) > _NAMED else "") for labels in (sparse, dense)]
+    return (
+        f"Bytes of these runs do not compare: uploads of {named[0]} are counted as the token rows that clients touched, "
+        f"uploads of {named[1]} as whole tables. That goes by how clients were run (stacked or one by one), not by the "
+        "algorithm: set federated.execution to hold it fixed.",
+    )
+
+
+def _upload_share(run: Run) -> float | None:
+    """Return the bytes of an upload over the bytes sent down to a client, over all rounds; None where it is not known."""
+    up = down = 0.0
+    for row in run.series.get(_SERIES, []):
+        known = [row.get(k) for k in ("bytes_up", "bytes_down", "asked", "dropped")]
+        sent, received, asked, dropped = (float(v) if isinstance(v, int | float) else None for v in known)
+        if sent is None or received is None or not asked or dropped is None or asked <= dropped:
+            continue
+        up, down = up + sent / (asked - dropped), down + received / asked
+    return up / down if down else None
 
 
 def _total(run: Run, key: str, *, mean: bool) -> Cell:

@@ -148,7 +148,7 @@ def _lines(found: Sequence[_Matrix], points: str) -> list[Plot]:
         present = [c for m in of if (c := _present(m)) is not None]
         if present:
             caption = f"On test rows of the period just trained on ({counted(present)}). {points}. {_PERIODS}."
-            plots.append(curves("Quality on the present period", present, ("period", metric), caption))
+            plots.append(curves("Quality on present period", present, ("period", metric), caption))
         forgotten = [c for m in of if (c := _forgetting(m)) is not None]
         if forgotten:
             caption = (

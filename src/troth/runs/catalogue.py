@@ -160,6 +160,21 @@ MEASUREMENTS: tuple[Row, ...] = (
     ("federated.rejected_updates", "updates", "lower", None, "updates left out; the reasons stand in the warnings"),
     ("federated.dropped_clients", "clients", "lower", None, "devices that were asked and did not report"),
     ("federated.participation_gini", "fraction", "neutral", None, "how unevenly turns fell on devices; 0: all alike"),
+    ("federated.label_divergence", "bits", "neutral", None, "mean Jensen-Shannon divergence of devices' labels"),
+    *(
+        (f"federated.stream.{name}.{last}", unit, way, 0.0, f"after the last period of a stream: {said}")
+        for name, unit in (
+            ("accuracy", "fraction"),
+            ("span_f1", "fraction"),
+            ("f1", "fraction"),
+            ("rouge_l", "fraction"),
+            ("perplexity", "perplexity"),
+        )
+        for last, way, said in (
+            ("forgetting", "lower", "how much worse on past periods than the best model before"),
+            ("backward_transfer", "higher", "change on past periods since each was the present one"),
+        )
+    ),
     *_devices("federated.devices", "devices that train"),
     *_devices("federated.unseen_devices", "devices held out whole"),
     *(
