@@ -203,13 +203,14 @@ def measure_grid(scope: Scope) -> list[Row]:
 def measure_memory(scope: Scope) -> list[Row]:
     """Return peaks of fresh processes, one for each way and cohort; the population is the same."""
     rows = []
-    for epochs, side in ((1, "auto"), (2, "stacked")):
-        row: Row = {"name": "merged" if epochs == 1 else "stacked, 2 steps"}
+    for epochs, side, chunk in ((1, "auto", 0), (2, "stacked", 64), (2, "stacked", 0)):
+        row: Row = {"name": "merged" if epochs == 1 else f"two steps, stacked by {chunk or 'what was measured'}"}
         for cohort in (100, 1000):
             with workers(scope, ("troth",)) as sides:
-                case = Case(8, 16, 1000, epochs, light=True, cohort=cohort)
+                case = Case(8, 16, 1000, epochs, light=True, cohort=cohort, chunk=chunk)
                 sides[side].ask(do="prepare", side=side, case=asdict(case), data="")
                 row[str(cohort)] = sides[side].ask(do="memory", side=side, rounds=5)
+                row[str(cohort)]["note"] = sides[side].ask(do="note", side=side)["note"].partition(";")[0]
         row["ratio"] = row["1000"]["peak"] / row["100"]["peak"]
         row["grown_bytes"] = row["1000"]["peak"] - row["100"]["peak"]
         rows.append(noted(row))
@@ -395,14 +396,14 @@ def memory_table(rows: Sequence[Row]) -> list[str]:
         "",
         "Five rounds of a fresh process over a population of 1,000; before: with model and data, before the first.",
         "",
-        "| way | before | 100 clients | 1,000 clients | ratio |",
-        "|---|---|---|---|---|",
+        "| way | before | 100 clients | 1,000 clients | ratio | how, for 100 and for 1,000 |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         few, many = row["100"], row["1000"]
         out.append(
             f"| {row['name']} | {few['before'] / 1e6:.0f} | {few['peak'] / 1e6:.0f} | {many['peak'] / 1e6:.0f} | "
-            f"{row['ratio']:.3f} |"
+            f"{row['ratio']:.3f} | {few['note']}; {many['note']} |"
         )
     return out
 

@@ -37,7 +37,7 @@ Arrays = dict[str, NDArray[Any]]
 class Case:
     """A round: `clients` clients with two batches each, or (light) with 1 to 4 rows each, passed `epochs` times.
 
-    Of these clients `cohort` are drawn for each round; 0 for all.
+    Of these clients `cohort` are drawn for each round; 0 for all. `chunk`: clients stacked at a time; 0: as measured.
     """
 
     batch: int
@@ -46,6 +46,7 @@ class Case:
     epochs: int = 1
     light: bool = False
     cohort: int = 0
+    chunk: int = 0
 
     @property
     def name(self) -> str:
@@ -249,6 +250,7 @@ def settings(case: Case, execution: str, by: str = "uniform") -> FederatedConfig
             "cohort_size": case.cohort or case.clients,
             "local": {"epochs": case.epochs, "batch_size": case.batch, "learning_rate": RATE},
             "execution": execution,
+            "chunk_size": case.chunk or None,
         }
     )
 
@@ -314,7 +316,8 @@ class Troth:
         layout = self.engine.layout
         if layout is None:
             return "merged"
-        return f"{f'stacked by {layout.chunk_size}' if layout.stacked else 'one by one'}; {layout.reason}"
+        way = f"stacked by {layout.chunk_size}" if layout.stacked else "one by one"
+        return "; ".join(part for part in (way, layout.reason, layout.measured) if part)
 
 
 class PlainLoop:

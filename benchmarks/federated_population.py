@@ -274,7 +274,7 @@ def table(facts: dict[str, object]) -> str:
         "# Populations, registries and partitions at scale",
         "",
         f"One thread, elapsed time, medians of {REPEATS}. Load {facts['load']}: the machine had other work to do, "
-        "so that elapsed times are upper bounds; CPU time is what a quiet machine would take.",
+        "so that elapsed times are upper bounds; CPU time is about what a quiet machine takes.",
         "",
         f"## A registry of {DEVICES:,} devices from a Parquet file of {EVENTS:,} events",
         "",

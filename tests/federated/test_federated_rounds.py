@@ -128,7 +128,8 @@ def test_fedbuff_without_delay_and_with_a_buffer_of_the_cohort_is_fedavg() -> No
     )
     plain = settings(selection={"weight": "equal"}, participation={"minimum_separation": 1})
     one, two = run(buffered)[1], run(plain)[1]
-    assert max(float((a - b).detach().abs().max()) for a, b in zip(one.parameters(), two.parameters(), strict=True)) <= 1e-15
+    pairs = zip(one.parameters(), two.parameters(), strict=True)
+    assert max(float((a - b).detach().abs().max()) for a, b in pairs) <= 1e-15
 
 
 def test_fedbuff_takes_the_earliest_and_weighs_stale_updates_down() -> None:

@@ -19,6 +19,7 @@ from test_report_page import OUT_OF_SIGHT, opened
 from troth.config_federated import FederatedConfig
 from troth.federated.device_metrics import SPREAD_METRICS, device_measurements, unseen_device_measurements
 from troth.federated.evaluation import DeviceStatistics, Ratio
+from troth.federated.stream_metrics import StreamScores, stream_measurements
 from troth.report import write_report
 from troth.report.federated_facts import facts, partition_told, selection_told
 from troth.report.federated_grid import grid_tables, over_seeds
@@ -502,6 +503,73 @@ def test_who_took_part_is_summed_over_rounds_and_drawn(tmp_path: Path) -> None:
     assert [r["clients"] for r in lost.rows if r["line"] == "too late"] == [1, 0, 1, 0, 1, 0]
 
 
+def uploads(record: Record, share: float, **more: Json) -> Record:
+    """The record with uploads of that share of what was sent down."""
+    rows: list[dict[str, Json]] = [
+        {**r, "dropped": 0, "asked": 10, "bytes_down": 1000.0, "bytes_up": 1000.0 * share, **more}
+        for r in record.series["federated.participation"]
+    ]
+    return replace(record, series={**record.series, "federated.participation": rows})
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_bytes_of_sparse_and_of_dense_uploads_are_said_not_to_compare(tmp_path: Path) -> None:
+    sparse, dense = uploads(federated(), 0.3), uploads(federated("fedadam"), 1.0)
+    (note,) = section([sparse, dense], tmp_path / "a").notes
+    assert note.startswith("Bytes of these runs do not compare: uploads of fedavg_1 were counted as the token rows")
+    assert section([sparse, uploads(federated("fedadam"), 0.4)], tmp_path / "b").notes == ()
+    for telling in ({"rejected": 2}, {"staleness": 0.5}):
+        assert section([sparse, uploads(federated("fedadam"), 1.0, **telling)], tmp_path / str(telling)).notes == ()
+    probing = uploads(federated("fedadam"), 0.5, probed=10)  # 20 were sent the model, 10 sent an update
+    assert len(section([sparse, probing], tmp_path / "c").notes) == 1
+
+
+def with_population(record: Record, sizes: Sequence[int]) -> Record:
+    """The record with sizes by rank, and three clients' rows of two labels."""
+    series: dict[str, list[dict[str, Json]]] = {
+        "federated.population.sizes": [{"rank": i, "rows": rows} for i, rows in enumerate(sizes, 1)],
+        "federated.population.labels": [
+            {"client": client, "label": label, "rows": rows}
+            for client, counts in enumerate([(3, 1), (0, 5), (0, 0)])
+            for label, rows in zip(("a", HOSTILE), counts, strict=True)
+        ],
+    }
+    return replace(record, series={**record.series, **series})
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_who_holds_what_is_drawn_and_populations_that_are_alike_are_one_line(tmp_path: Path) -> None:
+    records = [
+        with_population(federated(), [9, 4, 1, 0]),
+        with_population(federated("fedadam"), [9, 4, 1, 0]),
+        with_population(federated("fedprox"), [5, 5, 5, 5]),
+    ]
+    found = section(records, tmp_path)
+    (sizes,) = named(found.plots, "rank of the client")
+    lines = {str(r["line"]): [q["rows"] for q in sizes.rows if q["line"] == r["line"]] for r in sizes.rows}
+    assert lines == {"fedavg_1, fedadam_1": [9, 4, 1], "fedprox_1": [5, 5, 5, 5]}
+    (fold,) = [f for f in found.folds if f.title == "Which labels clients hold"]
+    assert len(fold.plots) == 3
+    shares = [r["share_of_the_client"] for r in fold.plots[0].rows]
+    assert shares == [0.75, 0.25, 0.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_grid_draws_one_population_a_partition(tmp_path: Path) -> None:
+    found = section([with_population(r, [9, 4, 1] if r.seed == 1 else [8, 8, 8]) for r in grid()], tmp_path)
+    (sizes,) = named(found.plots, "rank of the client")
+    assert {str(r["line"]) for r in sizes.rows} == {"IID, label Dirichlet 0.1"}  # alike, and of the first seed
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_candidates_that_said_their_loss_are_counted_where_there_were_any(tmp_path: Path) -> None:
+    row = "candidates that said their loss"
+    tables = section([uploads(federated(), 1.0, probed=40)], tmp_path / "a").tables
+    assert cell(tables, "Who took part", row, "fedavg_1")[0] == "240"
+    told = {cells[0].text for t in section([federated()], tmp_path / "b").tables for cells in t.rows}
+    assert row not in told
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_where_nobody_was_lost_there_is_no_figure_of_that(tmp_path: Path) -> None:
     record = federated()
@@ -652,20 +720,18 @@ def test_a_report_without_a_federation_has_no_such_section_and_a_training_run_of
 
 
 def hostile_grid(out: Path) -> list[RunFolder]:
-    """A grid whose every text of a record tries to break out of the page."""
+    """Six runs of two algorithms whose every text of a record tries to break out of the page."""
     records = []
-    for record in [with_devices(r) for r in grid((1, 2))]:
-        config = {**record.config, "data": {"train": f"{HOSTILE}.jsonl", "text": HOSTILE, "label": "label"}}
-        told = tuple(
-            replace(
-                m,
-                protocol={k: HOSTILE if isinstance(v, str) and k != "algorithm" else v for k, v in m.protocol.items()},
-            )
-            for m in record.measurements
-        )
+    data: dict[str, Json] = {"train": f"{HOSTILE}.jsonl", "text": HOSTILE, "label": "label"}
+    for record in [with_devices(with_population(r, [9, 4, 1])) for r in grid() if facts(r).clients == "IID"]:
+        told = tuple(replace(m, protocol=_hostile(m.protocol)) for m in record.measurements)
         series = {**record.series, "federated.period": periods(MATRIX)}
-        records.append(replace(record, config=config, measurements=told, series=series))
+        records.append(replace(record, config={**record.config, "data": data}, measurements=told, series=series))
     return [finished(r, out) for r in records]
+
+
+def _hostile(protocol: Mapping[str, Json]) -> dict[str, Json]:
+    return {k: HOSTILE if isinstance(v, str) and k != "algorithm" else v for k, v in protocol.items()}
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -673,7 +739,7 @@ def test_texts_of_records_are_escaped(tmp_path: Path) -> None:
     folders = hostile_grid(tmp_path)
     html = write_report(folders, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in html and "<img" not in html
-    assert HOSTILE[:30] in read_aloud(html)  # text it is, and all of it
+    assert HOSTILE[:30] in read_aloud(html)  # as text it is there
 
 
 @pytest.fixture
@@ -698,7 +764,7 @@ def test_in_a_browser_nothing_breaks_out_and_every_cell_is_in_sight(grid_page: A
     grid_page.emulate_media(media="print")
     out_of_sight[0] = grid_page.evaluate(OUT_OF_SIGHT)
     assert out_of_sight == {320: [], 768: [], 1200: [], 0: []}
-    assert grid_page.locator("#federation svg").count() >= 10
+    assert grid_page.locator("#federation svg").count() >= 12
 
 
 def every_device_figure() -> DeviceStatistics:
@@ -729,6 +795,15 @@ def test_every_figure_of_devices_is_in_the_catalogue_with_its_unit_and_direction
     prefixes = ("federated.devices.", "federated.unseen_devices.", "federated.personal.")
     assert {row[:4] for row in MEASUREMENTS if row[0].startswith(prefixes)} == wanted
     assert len({row[0] for row in MEASUREMENTS}) == len(MEASUREMENTS)
+
+
+@pytest.mark.parametrize(("metric", "unit"), [("accuracy", "fraction"), ("perplexity", "perplexity")])
+def test_what_streams_measure_is_in_the_catalogue(metric: str, unit: str) -> None:
+    rng, rows = np.random.default_rng(0), 60
+    scores = StreamScores.of(rng.random((3, rows)), np.ones(rows), np.arange(rows) % 3)
+    made = stream_measurements(scores, metric, seeds=PublicSeeds(1), better="higher", unit=unit)
+    known = {row[:4] for row in MEASUREMENTS}
+    assert len(made) == 2 and {(m.name, m.unit, m.direction, m.neutral) for m in made} <= known
 
 
 def test_the_reference_of_the_run_file_names_every_key_of_federations() -> None:

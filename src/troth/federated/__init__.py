@@ -8,7 +8,9 @@ from troth.federated.fedavg import FedAvg, FedNova
 from troth.federated.journal import FederatedOutcome
 from troth.federated.local_optimizers import LocalTraining
 from troth.federated.make_algorithm import make_algorithm
-from troth.federated.participation import CohortSampler
+from troth.federated.participation import CohortSampler, gini
+from troth.federated.partition_files import IndexSet, index_set_names, open_index_set, save_index_set
+from troth.federated.partition_report import label_divergence, partition_picture, partition_report
 from troth.federated.partitions import (
     PartitionInputs,
     iid,
@@ -20,7 +22,9 @@ from troth.federated.partitions import (
 )
 from troth.federated.personal import Ditto, LocalHead
 from troth.federated.population import FederatedData, by_user, natural, split_clients
-from troth.federated.registry import Registry
+from troth.federated.population_files import open_population, save_population, verify_population
+from troth.federated.registry import Registry, registry_of
+from troth.federated.registry_parquet import registry_from_parquet
 from troth.federated.scaffold import Scaffold
 from troth.federated.selection import (
     ByActivity,
@@ -57,6 +61,7 @@ __all__ = [
     "FederatedData",
     "FederatedOutcome",
     "Federation",
+    "IndexSet",
     "LocalEngine",
     "LocalHead",
     "LocalProblem",
@@ -77,18 +82,30 @@ __all__ = [
     "Uniform",
     "by_user",
     "deletion_periods",
+    "gini",
     "iid",
+    "index_set_names",
     "label_dirichlet",
     "label_dirichlet_per_label",
+    "label_divergence",
     "make_algorithm",
     "make_periods",
     "make_selection",
     "natural",
+    "open_index_set",
+    "open_population",
     "partition",
     "partition_inputs",
+    "partition_picture",
+    "partition_report",
     "read_deletions",
+    "registry_from_parquet",
+    "registry_of",
+    "save_index_set",
+    "save_population",
     "simulate",
     "split_clients",
     "table_times",
+    "verify_population",
     "with_minimum",
 ]

@@ -155,17 +155,20 @@ def log_dirichlet(concentration: float, base: Floats, draws: int, rng: np.random
     if not (np.isfinite(concentration) and concentration > 0):
         raise ConfigError(f"federated.clients: concentration = {concentration}: must be a number above 0")
     shape = concentration * base
-    logs = np.log(rng.standard_gamma(shape + 1, size=(draws, len(base))))
-    logs -= rng.standard_exponential((draws, len(base))) / shape
+    logs = rng.standard_gamma(shape + 1, size=(draws, len(base)))
+    np.log(logs, out=logs)
+    less = rng.standard_exponential((draws, len(base)))
+    less /= shape
+    logs -= less
     logs -= logs.max(axis=1, keepdims=True, initial=-np.inf)
     return np.asarray(logs)
 
 
 def _normalised(logs: Floats) -> Floats:
-    """Return shares that sum to one in each row."""
-    shares = np.exp(logs)
-    shares /= shares.sum(axis=1, keepdims=True)
-    return np.asarray(shares)
+    """Return shares that sum to one in each row, in place of the logarithms."""
+    np.exp(logs, out=logs)
+    logs /= logs.sum(axis=1, keepdims=True)
+    return logs
 
 
 def _served(log_shares: Floats, sizes: Integers, totals: Integers, rng: np.random.Generator) -> Integers:
@@ -178,8 +181,9 @@ def _served(log_shares: Floats, sizes: Integers, totals: Integers, rng: np.rando
         logs = log_shares[place]
         logs -= logs.max(axis=1, keepdims=True)
         asked = rounded_shares(_normalised(logs), missing[waiting], rng)
-        before = np.cumsum(asked, axis=0) - asked
-        granted = np.clip(left[there] - before, 0, asked)
+        room = left[there] - np.cumsum(asked, axis=0)
+        room += asked  # what is left of a label when a client's turn comes
+        granted = np.clip(room, 0, asked, out=room)
         counts[place] += granted
         missing[waiting] -= granted.sum(axis=1)
         left[there] -= granted.sum(axis=0)

@@ -1,7 +1,7 @@
 """Algorithms against partitions: means over seeds with their intervals, and the gap to centralised training by seed.
 
-In the manner of FedNLP's tables (Lin et al., NAACL 2022 Findings, arXiv 2104.08815), with what those lack: intervals,
-pairing by seed, and the clients' optimizer beside the server's, which FedNLP changes both at a time.
+In the manner of FedNLP's tables (NAACL 2022 Findings, arXiv 2104.08815), with what those lack: intervals, pairing by
+seed, and the clients' optimizer beside the server's; FedNLP's 'FedOPT' changes both at a time.
 
 Intervals are Student's t over seeds. They say how far initial weights, cohorts and (where the seed makes it) the
 partition move the mean, on the test rows at hand; the test rows themselves are the same for all runs. Gaps are paired:

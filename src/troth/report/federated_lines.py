@@ -192,4 +192,6 @@ def _seeds_told(lines: Mapping[str, Sequence[Curve]]) -> str:
     if counts == [1]:
         return "On held-out rows, one run a line with its own bands."
     bands = f"{percent(CONFIDENCE)} bands over seeds (Student's t)"
-    return f"Means over seeds ({told} runs a line) on held-out rows, with {bands}."
+    bare = any(line.low is None for found in lines.values() for line in found)
+    alike = " A line without a band: in some round its seeds were all alike." if bare else ""
+    return f"Means over seeds ({told} runs a line) on held-out rows, with {bands}.{alike}"

@@ -16,7 +16,7 @@ __all__ = ["participation_figures", "participation_table", "seed_ginis", "upload
 
 _SERIES = "federated.participation"
 _MOST_POINTS = 100  # of a line that has one every round
-_DENSE = 0.999  # of what is sent down, in an upload of all of it
+_DENSE = 0.95  # of what is sent down: an upload of all of it has as much
 _NAMED = 3  # runs of a note
 _GINI = (
     "Gini coefficient of how often each client took part so far: 0 where all did equally often, near 1 where few did "
@@ -29,6 +29,7 @@ _TOTALS = {
     "dropped": ("clients that dropped out", "turns"),
     "surplus": ("clients that reported too late", "turns"),
     "rejected": ("updates left out", "updates"),
+    "probed": ("candidates that said their loss", "turns"),
     "seconds_select": ("drawing cohorts", "seconds"),
     "seconds_clients": ("clients' work", "seconds"),
     "seconds_server": ("the server's work", "seconds"),
@@ -41,7 +42,8 @@ def participation_table(runs: Sequence[Run]) -> tuple[Table, ...]:
     having = [r for r in runs if r.series.get(_SERIES)]
     rows: list[tuple[Cell, Sequence[Cell]]] = []
     for key, (told, units) in _TOTALS.items():
-        rows.append((name(told, units), [_total(r, key, mean=False) for r in having]))
+        if key != "probed" or any(row.get(key) for r in having for row in r.series[_SERIES]):
+            rows.append((name(told, units), [_total(r, key, mean=False) for r in having]))
     for key, (told, units) in _MEANS.items():
         rows.append((name(f"{told}, mean over rounds", units), [_total(r, key, mean=True) for r in having]))
     labels = [r.label for r in having]
@@ -69,7 +71,7 @@ def seed_ginis(group: Group, partition: str) -> list[Plot]:
             lines.append(_thinned(line))
     caption = f"{_GINI}. Means over seeds, with 95\N{NO-BREAK SPACE}% bands where there are several: {partition}."
     return [
-        curves("Evenness of participation", lines[i : i + MOST_LINES], ("rounds", "Gini coefficient"), caption)
+        curves(f"Evenness: {partition}", lines[i : i + MOST_LINES], ("rounds", "Gini coefficient"), caption)
         for i in range(0, len(lines), MOST_LINES)
     ]
 
@@ -85,21 +87,28 @@ def upload_notes(runs: Sequence[Run]) -> tuple[str, ...]:
         return ()
     named = [", ".join(labels[:_NAMED]) + (", ..." if len(labels) > _NAMED else "") for labels in (sparse, dense)]
     return (
-        f"Bytes of these runs do not compare: uploads of {named[0]} are counted as the token rows that clients touched, "
-        f"uploads of {named[1]} as whole tables. That goes by how clients were run (stacked or one by one), not by the "
-        "algorithm: set federated.execution to hold it fixed.",
+        f"Bytes of these runs do not compare: uploads of {named[0]} were counted as the token rows that clients "
+        f"touched, uploads of {named[1]} as whole tables. That goes by how clients were run (stacked or one by one), "
+        "not by the algorithm: set federated.execution to hold it fixed.",
     )
 
 
 def _upload_share(run: Run) -> float | None:
-    """Return the bytes of an upload over the bytes sent down to a client, over all rounds; None where it is not known."""
+    """Return the bytes of an upload over those sent down to a client; None where rounds do not tell.
+
+    Rounds with updates that were left out do not tell, nor do those in which others report than were asked.
+    """
     up = down = 0.0
     for row in run.series.get(_SERIES, []):
         known = [row.get(k) for k in ("bytes_up", "bytes_down", "asked", "dropped")]
         sent, received, asked, dropped = (float(v) if isinstance(v, int | float) else None for v in known)
-        if sent is None or received is None or not asked or dropped is None or asked <= dropped:
+        probed = row.get("probed")
+        if row.get("rejected") or "staleness" in row or dropped is None or not asked or asked <= dropped:
             continue
-        up, down = up + sent / (asked - dropped), down + received / asked
+        if sent is None or received is None:
+            continue
+        sent_to = asked + (float(probed) if isinstance(probed, int | float) else 0.0)
+        up, down = up + sent / (asked - dropped), down + received / sent_to
     return up / down if down else None
 
 

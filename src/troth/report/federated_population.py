@@ -97,7 +97,7 @@ def _map(called: str, record: Record) -> Plot | None:
         axes.set_title(short(called), loc="left")
 
     caption = (
-        f"Labels of the first {len(clients):,} clients of {called}: the darker, the larger the share of the client's own "
-        "rows; the most frequent label on top."
+        f"Labels of the first {len(clients):,} clients of {called}: the darker, the larger the share of the client's "
+        "own rows; the most frequent label on top."
     )
     return Plot(drawing.draw(paint, 1.2 + 0.13 * len(labels), f"Labels by client: {called}"), caption, data)
