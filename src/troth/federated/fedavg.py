@@ -70,7 +70,7 @@ class FedAvg:
 class FedNova:
     """Normalised averaging (Wang et al., NeurIPS 2020, arXiv 2007.07481, equations 5 and 6).
 
-    Each update is divided by its client's effective number of steps a_k = |a_k|_1, and the weighted mean is multiplied
+    Each update is divided by its client's effective number of steps a_k, and the weighted mean is multiplied
     by the weighted mean of a_k: clients with more steps do not pull the objective towards their data. With SGD without
     momentum a_k is the number of steps; with momentum m it is (s - m (1 - m^s) / (1 - m)) / (1 - m).
 
