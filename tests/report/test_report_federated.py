@@ -461,6 +461,11 @@ def test_partitions_of_the_same_kind_are_told_apart_by_their_clients() -> None:
         ({"by": "activity", "power": 1.0}, "activity, power 1; weight: equal"),
         ({"by": "activity", "power": 0}, "activity, power 0; weight: equal"),
         ({"by": "mixture", "uniform_share": 0.5}, "mixture, uniform share 0.5; weight: equal"),
+        ({"by": "activity", "power": 0.0, "weight": "samples"}, "activity, power 0; weight: samples"),
+        (
+            {"by": "mixture", "power": 1.0, "uniform_share": 0.5, "weight": "samples"},
+            "mixture, power 1, uniform share 0.5; weight: samples (rows counted twice)",
+        ),
         ({"by": "top_active", "top": 100}, "top active, top 100; weight: samples"),
         (
             {"by": "power_of_choice", "candidates": 40, "weight": "samples"},
