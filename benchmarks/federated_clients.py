@@ -34,7 +34,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +49,7 @@ RESULTS = Path(__file__).parent / "results"
 PARTS = ("clients", "light", "grid", "memory", "registry")
 AGREE = 1e-5
 DEVICES, COHORT = 1_000_000, 1000
+FEW = 5  # rounds of each side where a round takes seconds
 Row = dict[str, Any]
 
 CASES = (Case(4, 16, 128), Case(1, 16, 128), Case(10, 32, 128))
@@ -189,12 +190,14 @@ def measure_clients(scope: Scope) -> list[Row]:
 
 
 def measure_light(scope: Scope) -> list[Row]:
+    scope = replace(scope, repeats=min(scope.repeats, FEW))
     with workers(scope, ("troth", "pfl")) as sides:
         ways = [("auto", "plain", "pfl"), ("stacked", "auto", "plain", "pfl")]
         return [noted(compare(only(sides, way), case, scope, way[0])) for case, way in zip(LIGHT, ways, strict=True)]
 
 
 def measure_grid(scope: Scope) -> list[Row]:
+    scope = replace(scope, repeats=min(scope.repeats, FEW))
     with workers(scope, ("troth",)) as sides:
         ways = only(sides, ("auto", "plain", "loop"))
         return [noted(compare(ways, case, scope, "auto")) for case in GRID]
@@ -453,7 +456,8 @@ def document(found: Row) -> str:
         "",
         f"Made by `benchmarks/federated_clients.py`, whose text says how; {facts['date']}, {facts['processor']}, "
         f"{facts['versions']}; load average {facts['load'][0]:.1f} at the start, {facts['load'][1]:.1f} at the end. "
-        f"{facts['beside']} Medians, quartiles in brackets, {facts['repeats']} rounds of each side in turn. "
+        f"{facts['beside']} Medians, quartiles in brackets; {facts['repeats']} rounds of each side in turn, {FEW} at most in the "
+        "second and third table. "
         "auto, stacked, loop: troth's engine with that `federated.execution`; plain: copy, SGD, difference in bare "
         "PyTorch on troth's model.",
     ]

@@ -300,6 +300,23 @@ def test_uploads_count_the_token_rows_that_were_looked_up(tmp_path: Path) -> Non
     outcome = engine.run_round(FedAvg(SGD), state, cohort, clients, None)
     dense = 5 * sum(p.nbytes for p in engine.parameters().values())
     assert outcome.bytes_down == dense and outcome.bytes_up < dense / 3
+    plain = config.model_copy(update={"execution": "loop"})
+    loop = LocalEngine(engine.task, engine.model, engine.encoded, plain, SEEDS)
+    assert loop.run_round(FedAvg(SGD), state, cohort, clients, None).bytes_up == outcome.bytes_up
+    single = config.model_copy(update={"execution": "auto", "local": config.local.model_copy(update={"epochs": 1})})
+    merged = LocalEngine(
+        engine.task,
+        engine.model,
+        engine.encoded,
+        single.model_copy(update={"local": single.local.model_copy(update={"batch_size": 32})}),
+        SEEDS,
+    )
+    assert merged.run_round(FedAvg(SGD), state, cohort, clients, None).bytes_up == outcome.bytes_up
+    assert merged.layout is None, "all clients were merged"
+    ids = engine.encoded.ragged["input_ids"]
+    touched = [len({int(t) for r in clients.rows_of(k) for t in ids.row(int(r))}) for k in range(5)]
+    table = next(p for n, p in engine.parameters().items() if n.endswith("tokens.weight"))
+    assert outcome.bytes_up == dense - 5 * table.nbytes + sum(touched) * (table[0].nbytes + 4)
     scaffold = Scaffold(SGD, 5)
     store = DeviceStore(scaffold, engine.parameters(), 5, None)
     whole = engine.run_round(scaffold, scaffold.init(engine.parameters()), cohort, clients, store)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from troth.cli.options import make_progress
-from troth.cli.output import emit
+from troth.cli.output import emit, show, table
 from troth.errors import GateNotMet
 
 if TYPE_CHECKING:
@@ -42,7 +42,17 @@ def execute(
     else:
         record = pipeline.grid(config, verb, resume=resume, jobs=jobs)
     emit(record, as_json=as_json)
+    if record.runs and not as_json:
+        _show_federations(record)
     hold_gates(record)
+
+
+def _show_federations(record: Record) -> None:
+    """Print algorithms against partitions where a grid holds federations: means over seeds, gaps to centralised runs."""
+    from troth.report.federated_grid import grid_tables
+
+    for grid in grid_tables(record.runs or ()):
+        show(["", grid.title, *table(grid.items())])
 
 
 def execute_alone(

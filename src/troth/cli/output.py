@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from troth import __version__
 from troth.results import Cost, Json, Measurement, Record, now, plain_json
 
-__all__ = ["costed", "emit", "listing", "say", "table"]
+__all__ = ["costed", "emit", "listing", "say", "show", "table"]
 
 _LOADED = time.perf_counter()  # the first thing a process of the command line does
 
@@ -44,7 +44,12 @@ def emit(record: Record, *, as_json: bool) -> None:
     if as_json:
         print(record.to_json(), flush=True)  # noqa: T201
         return
-    for line in _lines(record):
+    show(_lines(record))
+
+
+def show(lines: Sequence[str]) -> None:
+    """Print lines for people on standard output."""
+    for line in lines:
         print(line)  # noqa: T201
 
 

@@ -15,12 +15,13 @@ from troth.config_federated import AggregationConfig
 from troth.errors import TrothError
 from troth.federated.aggregation import added, screen
 from troth.federated.algorithm import Algorithm, ClientReply, Parameters, ServerState
+from troth.federated.local_vocabulary import token_table
 from troth.federated.loop_problem import LoopProblem
 from troth.federated.round_plan import Chunk
 from troth.federated.stacked_problem import Masks, StackedModel, StackedProblem
 from troth.tasks import Encoded, Task
 
-__all__ = ["ChunkResult", "ChunkRunner", "Layout"]
+__all__ = ["ChunkResult", "ChunkRunner", "Layout", "upload_bytes"]
 
 Memory = Mapping[str, Parameters]
 _ROW_NUMBER_BYTES = 4  # a touched row of the token table is sent with its number
@@ -122,6 +123,7 @@ class ChunkRunner:
     ) -> None:
         self._task, self._model, self._encoded, self._trained = task, model, encoded, list(trained)
         self._aggregation, self._layout = aggregation, layout
+        self._table = token_table(model, trained)
         self._stacked: dict[bool, StackedModel] = {}
 
     def run(self, algorithm: Algorithm, state: ServerState, chunk: Chunk, memory: Memory) -> ChunkResult:
@@ -149,7 +151,7 @@ class ChunkRunner:
         stacked = self.stacked(cut=not algorithm.moves_all)
         problem = StackedProblem(stacked, chunk, state.parameters, memory)
         reply = algorithm.client_update(state, problem)
-        return self._sum(problem, reply, chunk, state)
+        return self._sum(problem, reply, chunk, algorithm, state)
 
     def stacked(self, *, cut: bool) -> StackedModel:
         """Return the stacked model, made once; `cut` cuts the token table to the clients' own rows."""
@@ -175,19 +177,24 @@ class ChunkRunner:
                 total.rejected["data"] += 1
                 total.first_error = total.first_error or type(error).__name__
                 continue
-            total.add(self._sum(problem, reply, single, state))
+            total.add(self._sum(problem, reply, single, algorithm, state))
         return total
 
     @torch.no_grad()
     def _sum(
-        self, problem: LoopProblem | StackedProblem, reply: ClientReply, chunk: Chunk, state: ServerState
+        self,
+        problem: LoopProblem | StackedProblem,
+        reply: ClientReply,
+        chunk: Chunk,
+        algorithm: Algorithm,
+        state: ServerState,
     ) -> ChunkResult:
         """Return what is summed of the clients whose update is taken."""
         clients = len(chunk)
         sound = screen(reply.update, problem.start, clients, self._aggregation)
         out = ChunkResult(rejected=Counter(sound.rejected), samples=int(chunk.samples.sum()))
         out.steps = int(chunk.steps.sum())
-        self._count_bytes(out, problem, reply, clients, state)
+        self._count_bytes(out, reply, chunk, algorithm, state)
         taken = sound.taken
         if not bool(taken.any()):
             return out
@@ -223,24 +230,33 @@ class ChunkRunner:
             rows.append(problem.reply_sum(update, one))
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-    @staticmethod
     def _count_bytes(
-        out: ChunkResult, problem: LoopProblem | StackedProblem, reply: ClientReply, clients: int, state: ServerState
+        self, out: ChunkResult, reply: ClientReply, chunk: Chunk, algorithm: Algorithm, state: ServerState
     ) -> None:
         """Count what travels: the trained parameters down and the update up, and the trees that are summed both ways.
 
-        Where clients hold only the token rows that they look up, they send only those back.
+        Where only the token rows that a client looks up can have moved, it sends only those back, however it is run.
         """
-        down = sum(state.parameters[n].nbytes for n in reply.update if n in state.parameters)
+        sent = {name: state.parameters[name] for name in reply.update if name in state.parameters}
         trees = sum(t.nbytes for tree in reply.summed.values() for t in tree.values())
-        out.bytes_down = clients * down + trees
-        up = clients * down
-        rows = problem.rows if isinstance(problem, StackedProblem) else None
-        if rows is not None and isinstance(problem, StackedProblem) and problem.table in reply.update:
-            table = state.parameters[problem.table]
-            each = table[0].nbytes + _ROW_NUMBER_BYTES
-            up = up - clients * table.nbytes + len(rows.token) * each
-        out.bytes_up = up + trees
+        out.bytes_down = len(chunk) * sum(p.nbytes for p in sent.values()) + trees
+        table = None if algorithm.moves_all else self._table
+        out.bytes_up = upload_bytes(sent, table, chunk.touched) + trees
+
+
+def upload_bytes(sent: Parameters, table: str | None, touched: NDArray[np.int64]) -> int:
+    """Return what clients upload: the parameters, of the token table only the rows that each has looked up.
+
+    Args:
+        sent: the parameters that updates have.
+        table: the name of the token table; None where all of it can have moved.
+        touched: [clients] rows of the table that each looks up.
+    """
+    dense = sum(p.nbytes for p in sent.values())
+    if table is None or table not in sent:
+        return len(touched) * dense
+    row = sent[table][0].nbytes + _ROW_NUMBER_BYTES
+    return len(touched) * (dense - sent[table].nbytes) + int(touched.sum()) * row
 
 
 def _only(tensor: Tensor, taken: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from troth.errors import ModelError
 from troth.federated.aggregation import added, finite, robust
 from troth.federated.algorithm import Aggregate, Algorithm, Parameters, ServerState
 from troth.federated.calibration import LOOP_CHUNK, stackable, timed_layout
-from troth.federated.chunk_runner import ChunkResult, ChunkRunner, Layout
+from troth.federated.chunk_runner import ChunkResult, ChunkRunner, Layout, upload_bytes
 from troth.federated.device_store import DeviceStore
+from troth.federated.local_vocabulary import token_table
 from troth.federated.merged_round import merged_gradient, plan_merged
 from troth.federated.population import FederatedData
 from troth.federated.round_plan import Chunk, RoundWork, plan_chunks, round_work
@@ -96,11 +97,13 @@ class LocalEngine:
     guard: Callable[[Integers], None] | None = None
     layout: Layout | None = None
     _trained: dict[str, nn.Parameter] = field(init=False, repr=False)
+    _table: str | None = field(init=False, default=None, repr=False)
     _runner: ChunkRunner | None = field(init=False, default=None, repr=False)
     _pool: WorkerPool | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self._table = token_table(self.model, self._trained)
         if not self._trained:
             raise ModelError("model.trainable: no parameter is trained; a federation needs at least one")
         for name, module in self.model.named_modules():
@@ -127,9 +130,9 @@ class LocalEngine:
         """
         lengths = self.encoded.lengths
         with one_thread():
-            work = round_work(
-                data, cohort.clients, cohort.weights, lengths, self.config.local, state.round_index, self.seeds
-            )
+            ids = None if algorithm.moves_all or self._table is None else self.encoded.ragged["input_ids"]
+            clients, weights, local = cohort.clients, cohort.weights, self.config.local
+            work = round_work(data, clients, weights, lengths, local, state.round_index, self.seeds, ids)
             if self.guard is not None:
                 self.guard(work.rows)
             total = ChunkResult(rejected=Counter({"empty": len(cohort.clients) - len(work.clients)}))
@@ -197,6 +200,7 @@ class LocalEngine:
         }
         clients = int(merged.sum())
         sent = clients * sum(p.nbytes for p in self._trained.values())
+        table = None if algorithm.moves_all else self._table
         return ChunkResult(
             update={n: u.detach() for n, u in update.items()},
             clients=work.clients[merged].tolist(),
@@ -205,7 +209,7 @@ class LocalEngine:
             steps=clients,
             losses=rows,
             loss_sum=loss_sum,
-            bytes_up=sent,
+            bytes_up=upload_bytes(self._trained, table, work.touched[merged]),
             bytes_down=sent,
         )
 

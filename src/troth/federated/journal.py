@@ -22,7 +22,8 @@ class FederatedOutcome:
     Attributes:
         rounds: rounds done.
         series: ``federated.round``, one row per evaluated round: ``round``, a column per metric, ``low`` and ``high``
-            of the first metric, ``loss`` (mean local training loss since the row before, nats), ``cohort``, and,
+            of the first metric, ``loss`` (mean local training loss since the row before, nats), ``evaluation_loss``
+            (the measured one, where the task has it), ``cohort``, and,
             counted from the start, ``samples``, ``steps``, ``bytes``, ``bytes_up``, ``bytes_down``, ``rejected`` and
             ``seconds`` of client and server work: quality belongs beside rounds, samples **and** bytes.
             ``federated.participation``, one row per round, see `RoundJournal.add`. Of a stream also
@@ -159,6 +160,8 @@ class RoundJournal:
         if found:
             row |= {"low": found[0].low, "high": found[0].high}
         latest = self.participation[-1]["selected"] if self.participation else 0
+        if "loss" in row:
+            row["evaluation_loss"] = row["loss"]
         row |= {"loss": self.loss, "cohort": latest, "samples": self.samples, "steps": self.steps}
         row |= {"bytes": self.bytes_up + self.bytes_down, "bytes_up": self.bytes_up, "bytes_down": self.bytes_down}
         self.rows.append(row | {"rejected": self.rejections, "seconds": self.seconds})

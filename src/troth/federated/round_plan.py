@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from troth.config_federated import LocalConfig
 from troth.federated.population import FederatedData
 from troth.seeds import PublicSeeds
+from troth.tasks import Ragged
 
 __all__ = ["Chunk", "RoundWork", "plan_chunks", "round_work"]
 
@@ -36,6 +37,7 @@ class RoundWork:
         offsets: [clients + 1].
         steps: [clients] gradient steps.
         longest: [clients] tokens of the longest row.
+        touched: [clients] rows of the token table that a client looks up; 0 where that is not counted.
         key: randomness of this round's shuffles.
         round_index: the round.
     """
@@ -46,6 +48,7 @@ class RoundWork:
     offsets: Integers
     steps: Integers
     longest: Integers
+    touched: Integers
     key: int
     round_index: int
 
@@ -69,6 +72,7 @@ class RoundWork:
             offsets,
             self.steps[places],
             self.longest[places],
+            self.touched[places],
             self.key,
             self.round_index,
         )
@@ -82,6 +86,7 @@ class Chunk:
         clients: [clients] numbers.
         weights: [clients].
         steps: [clients].
+        touched: [clients] rows of the token table that a client looks up; 0 where that is not counted.
         rows: [clients, most steps, batch] row numbers; -1 where a batch is smaller or a client has no more steps.
         draws: [clients, most steps] which draw of a task that draws when collating: rounds and epochs, counted on.
         seeds: [clients] of dropout, each by round and client alone; clients that are stacked share the first one's.
@@ -90,6 +95,7 @@ class Chunk:
     clients: Integers
     weights: NDArray[np.float64]
     steps: Integers
+    touched: Integers
     rows: Integers
     draws: Integers
     seeds: Integers
@@ -111,6 +117,7 @@ class Chunk:
             self.clients[pick],
             self.weights[pick],
             self.steps[pick],
+            self.touched[pick],
             rows[:, :, :wide],
             self.draws[pick, :steps],
             self.seeds[pick],
@@ -125,6 +132,7 @@ def round_work(
     local: LocalConfig,
     round_index: int,
     seeds: PublicSeeds,
+    ids: Ragged | None = None,
 ) -> RoundWork:
     """Return what the clients of a round have to do; clients without a row are left out.
 
@@ -136,6 +144,7 @@ def round_work(
         local: epochs, batch size, most examples.
         round_index: the round.
         seeds: public seeds.
+        ids: the token ids of each row, where the rows of the token table that a client looks up are to be counted.
     """
     order = np.argsort(clients, kind="stable")
     order = order[data.counts[clients[order]] > 0]
@@ -147,7 +156,17 @@ def round_work(
     counts = np.diff(offsets)
     steps = local.epochs * -(-counts // local.batch_size)
     longest = np.maximum.reduceat(lengths[rows], offsets[:-1]) if len(rows) else np.zeros(0, dtype=np.int64)
-    return RoundWork(chosen, weights[order], rows, offsets, steps, longest, key, round_index)
+    touched = np.zeros(len(chosen), dtype=np.int64) if ids is None else _touched(ids, rows, offsets)
+    return RoundWork(chosen, weights[order], rows, offsets, steps, longest, touched, key, round_index)
+
+
+def _touched(ids: Ragged, rows: Integers, offsets: Integers) -> Integers:
+    """Return [clients] how many different token ids stand in each client's rows."""
+    tokens = ids.take(rows)
+    owner = np.repeat(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), tokens.lengths)
+    width = int(tokens.values.max(initial=0)) + 1
+    pairs = np.unique(owner * width + tokens.values)
+    return np.bincount(pairs // width, minlength=len(offsets) - 1).astype(np.int64)
 
 
 def _some_rows(clients: Integers, rows: Integers, offsets: Integers, most: int, key: int) -> tuple[Integers, Integers]:
@@ -209,7 +228,8 @@ def _chunk(work: RoundWork, picked: Integers, local: LocalConfig) -> Chunk:
             has = step < per_epoch
             draws[np.flatnonzero(has), (epoch * per_epoch + step)[has]] = work.round_index * local.epochs + epoch
     seeds = _hash(work.key, work.clients[picked], -1, np.zeros(len(picked), dtype=np.int64)) >> np.uint64(1)
-    return Chunk(work.clients[picked], work.weights[picked], steps, out, draws, seeds.astype(np.int64))
+    touched = work.touched[picked]
+    return Chunk(work.clients[picked], work.weights[picked], steps, touched, out, draws, seeds.astype(np.int64))
 
 
 def _hash(key: int, clients: Integers, epoch: int, places: Integers) -> Unsigned:

@@ -107,7 +107,6 @@ class StackedProblem:
     Attributes:
         loss_sums: [clients] sum of the losses of the examples processed so far, nats.
         rows: the rows of the token table that the clients hold; None where each holds the whole table.
-        table: name of that table; empty where there is none.
     """
 
     def __init__(
@@ -118,7 +117,6 @@ class StackedProblem:
         self.rows: LocalRows | None = None
         self.start = {name: p.unsqueeze(0) for name, p in start.items()}
         self._whole = dict(start)
-        self.table = stacked.table or ""
         self._batches = [self._batch(step) for step in range(int(chunk.steps.max()))]
         if stacked.table is not None:
             self._cut(stacked.table, clients)

@@ -12,6 +12,7 @@ __all__ = [
     "BLIND",
     "CANARIES",
     "MEMBERSHIP",
+    "OF_DEVICES",
     "USES",
     "family",
     "is_detail",
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 MEMBERSHIP, AUDIT, CANARIES = "attack.membership.", "attack.audit.", "attack.canaries."
+OF_DEVICES = ("federated.devices.", "federated.unseen_devices.", "federated.personal.")
 BLIND = "blind"
 USES: Mapping[str, str] = {
     "loss": "the model's loss of the text and its label",
@@ -58,7 +60,9 @@ def family(name: str) -> str:
 
 
 def is_detail(name: str) -> bool:
-    """Return whether a measurement of an attack is told in its section only, not in summaries."""
+    """Return whether a measurement of an attack, or of devices, is told in its section only, not in summaries."""
+    if name.startswith(OF_DEVICES):
+        return True
     if name in _LOSS_ALONE:
         return False
     if name.startswith(MEMBERSHIP):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from troth.report.attack_names import family, is_secret
+from troth.report.attack_names import OF_DEVICES, family, is_secret
 from troth.report.reading import Run
 from troth.report.tables import UNSUPPORTED, names_of, number, percent
 from troth.results import Measurement
@@ -77,9 +77,11 @@ def methods(runs: Sequence[Run]) -> tuple[Method, ...]:
 
 
 def method_groups(told: Sequence[Method]) -> dict[str, tuple[Method, ...]]:
-    """Return the methods of attacks with many measurements, by attack; the others stand for themselves."""
+    """Return the methods of attacks and of devices with many measurements; the others stand for themselves."""
     groups: dict[str, list[Method]] = {}
     for method in told:
         if method.name.startswith("attack."):
             groups.setdefault(family(method.name), []).append(method)
+        elif method.name.startswith(OF_DEVICES):
+            groups.setdefault(".".join(method.name.split(".")[:2]), []).append(method)
     return {title: tuple(group) for title, group in groups.items() if len(group) > _FEW}

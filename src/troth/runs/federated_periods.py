@@ -47,10 +47,11 @@ class PeriodEvaluation:
         return out
 
     def _quality(self, scores: Scores, table: Table) -> dict[str, Json]:
-        first = self._prepared.task.measure(
+        name = next(iter(row_ratios(scores, self._prepared.task.kind)))
+        found = self._prepared.task.measure(
             scores, table, prefix="federated.round", seeds=self._prepared.seeds, outside_guarantee=False
-        )[0]
-        name = first.name.removeprefix("federated.round.")
+        )
+        first = next(m for m in found if m.name == f"federated.round.{name}")
         return {"metric": name, "value": first.value, "low": first.low, "high": first.high, "n": first.n}
 
     def _keep(self, scores: Scores, period: int) -> None:
