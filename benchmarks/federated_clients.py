@@ -456,8 +456,8 @@ def document(found: Row) -> str:
         "",
         f"Made by `benchmarks/federated_clients.py`, whose text says how; {facts['date']}, {facts['processor']}, "
         f"{facts['versions']}; load average {facts['load'][0]:.1f} at the start, {facts['load'][1]:.1f} at the end. "
-        f"{facts['beside']} Medians, quartiles in brackets; {facts['repeats']} rounds of each side in turn, {FEW} at most in the "
-        "second and third table. "
+        f"{facts['beside']} Medians, quartiles in brackets; {facts['repeats']} rounds of each side in turn, {FEW} at "
+        "most in the second and third table. "
         "auto, stacked, loop: troth's engine with that `federated.execution`; plain: copy, SGD, difference in bare "
         "PyTorch on troth's model.",
     ]

@@ -48,7 +48,7 @@ def execute(
 
 
 def _show_federations(record: Record) -> None:
-    """Print algorithms against partitions where a grid holds federations: means over seeds, gaps to centralised runs."""
+    """Print algorithms against partitions where a grid holds federations: means over seeds, gaps to central runs."""
     from troth.report.federated_grid import grid_tables
 
     for grid in grid_tables(record.runs or ()):
