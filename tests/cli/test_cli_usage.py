@@ -268,7 +268,7 @@ def test_execution_has_one_way_for_a_file_and_one_for_its_grid(
             seen.append("run")
             return Record(verb, "x", "now", "0")
 
-        def grid(self, config: RunConfig, verb: str, *, resume: bool) -> Record:
+        def grid(self, config: RunConfig, verb: str, *, resume: bool, jobs: int) -> Record:
             seen.append("grid")
             return Record(verb, "x", "now", "0")
 

@@ -48,7 +48,7 @@ class World:
         self.engine = LocalEngine(self.task, self.model, self.task.encoded, config, PublicSeeds(3))
         self.state = algorithm.init(self.engine.parameters())
         parameters = self.engine.parameters()
-        self.store = DeviceStore(algorithm, parameters, 4, None) if algorithm.memory else None
+        self.store = DeviceStore(algorithm, parameters, 4, None) if algorithm.traits.memory else None
 
     def play(self, rounds: int, cohort: Cohort = EVERYONE) -> list[ServerState]:
         states = [self.state]

@@ -65,7 +65,7 @@ def rounds(
     task, model = RegressionTask(60), Regression(dropout)
     engine = LocalEngine(task, model, task.encoded, config, SEEDS)
     state = algorithm.init(engine.parameters())
-    store = DeviceStore(algorithm, engine.parameters(), 9, None) if algorithm.memory else None
+    store = DeviceStore(algorithm, engine.parameters(), 9, None) if algorithm.traits.memory else None
     try:
         for _ in range(number):
             outcome = engine.run_round(algorithm, state, cohort, CLIENTS, store)

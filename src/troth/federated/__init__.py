@@ -1,6 +1,6 @@
 """Federated learning: who holds which rows, who takes part, what clients and server do, and the simulation of it."""
 
-from troth.federated.algorithm import Aggregate, Algorithm, ClientReply, DeviceMemory, LocalProblem, ServerState
+from troth.federated.algorithm import Aggregate, Algorithm, ClientReply, DeviceMemory, LocalProblem, ServerState, Traits
 from troth.federated.deletions import deletion_periods, read_deletions
 from troth.federated.device_store import DeviceStore
 from troth.federated.engine import LocalEngine, RoundOutcome
@@ -79,6 +79,7 @@ __all__ = [
     "ServerState",
     "Stream",
     "TopActive",
+    "Traits",
     "Uniform",
     "by_user",
     "deletion_periods",

@@ -12,7 +12,16 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-__all__ = ["Aggregate", "Algorithm", "ClientReply", "DeviceMemory", "LocalProblem", "Parameters", "ServerState"]
+__all__ = [
+    "Aggregate",
+    "Algorithm",
+    "ClientReply",
+    "DeviceMemory",
+    "LocalProblem",
+    "Parameters",
+    "ServerState",
+    "Traits",
+]
 
 Parameters = Mapping[str, Tensor]
 
@@ -117,28 +126,30 @@ class Aggregate:
     clients: int = 0
 
 
-class Algorithm(Protocol):
-    """What a federation does.
+@dataclass(frozen=True)
+class Traits:
+    """What an engine has to know of an algorithm.
 
     Attributes:
         memory: what each device keeps; empty for most.
         moves_all: whether a parameter without gradient can move on a client, so that embedding rows which a client
             never looks up must be in its problem.
-        merges_one_step: whether, where every client makes one step, the weighted sum of updates is a multiple of one
-            gradient of the weighted loss, so that no client needs parameters of its own.
+        one_step_factor: what one step multiplies a gradient by, where the weighted sum of the updates of clients that
+            make one step each is that multiple of one gradient of the weighted loss: then no client needs parameters
+            of its own. None where it is not so.
     """
 
-    @property
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """What each device keeps."""
+    memory: tuple[DeviceMemory, ...] = ()
+    moves_all: bool = False
+    one_step_factor: float | None = None
+
+
+class Algorithm(Protocol):
+    """What a federation does."""
 
     @property
-    def moves_all(self) -> bool:
-        """Whether parameters without gradient can move on a client."""
-
-    @property
-    def merges_one_step(self) -> float | None:
-        """What one step multiplies a gradient by, where a round of one step is linear in the gradients; else None."""
+    def traits(self) -> Traits:
+        """What an engine has to know."""
 
     def init(self, parameters: Parameters) -> ServerState:
         """Return the state before the first round; the parameters are copied."""

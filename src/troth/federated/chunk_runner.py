@@ -148,7 +148,7 @@ class ChunkRunner:
 
     def _run_stacked(self, algorithm: Algorithm, state: ServerState, chunk: Chunk, memory: Memory) -> ChunkResult:
         torch.manual_seed(int(chunk.seeds[0]))
-        stacked = self.stacked(cut=not algorithm.moves_all)
+        stacked = self.stacked(cut=not algorithm.traits.moves_all)
         problem = StackedProblem(stacked, chunk, state.parameters, memory)
         reply = algorithm.client_update(state, problem)
         return self._sum(problem, reply, chunk, algorithm, state)
@@ -240,7 +240,7 @@ class ChunkRunner:
         sent = {name: state.parameters[name] for name in reply.update if name in state.parameters}
         trees = sum(t.nbytes for tree in reply.summed.values() for t in tree.values())
         out.bytes_down = len(chunk) * sum(p.nbytes for p in sent.values()) + trees
-        table = None if algorithm.moves_all else self._table
+        table = None if algorithm.traits.moves_all else self._table
         out.bytes_up = upload_bytes(sent, table, chunk.touched) + trees
 
 

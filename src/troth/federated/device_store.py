@@ -28,7 +28,7 @@ _FIRST_SLOTS = 64
 def blank_memory(algorithm: Algorithm, state: ServerState, clients: int) -> dict[str, dict[str, Tensor]]:
     """Return what `clients` devices keep that never took part: trees of [clients, ...]."""
     out: dict[str, dict[str, Tensor]] = {}
-    for memory in algorithm.memory:
+    for memory in algorithm.traits.memory:
         names = [n for n in state.parameters if memory.parameters is None or n in memory.parameters]
         out[memory.name] = {n: _initial(memory, state.parameters[n], clients) for n in names}
     return out
@@ -51,7 +51,7 @@ class DeviceStore:
         self._algorithm = algorithm
         self._shapes = {
             memory.name: {n: p for n, p in parameters.items() if memory.parameters is None or n in memory.parameters}
-            for memory in algorithm.memory
+            for memory in algorithm.traits.memory
         }
         self._numbers = sum(p.numel() for tree in self._shapes.values() for p in tree.values())
         self._dtype = next(iter(parameters.values())).detach().cpu().numpy().dtype

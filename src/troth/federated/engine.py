@@ -130,7 +130,7 @@ class LocalEngine:
         """
         lengths = self.encoded.lengths
         with one_thread():
-            ids = None if algorithm.moves_all or self._table is None else self.encoded.ragged["input_ids"]
+            ids = None if algorithm.traits.moves_all or self._table is None else self.encoded.ragged["input_ids"]
             clients, weights, local = cohort.clients, cohort.weights, self.config.local
             work = round_work(data, clients, weights, lengths, local, state.round_index, self.seeds, ids)
             if self.guard is not None:
@@ -174,7 +174,7 @@ class LocalEngine:
     def _merges(self, algorithm: Algorithm) -> bool:
         rules = self.config.aggregation
         plain = rules.rule == "mean" and rules.norm_bound is None and rules.reject_above is None
-        return plain and self.config.execution != "loop" and algorithm.merges_one_step is not None
+        return plain and self.config.execution != "loop" and algorithm.traits.one_step_factor is not None
 
     def _run_merged(
         self, algorithm: Algorithm, state: ServerState, work: RoundWork, merged: NDArray[np.bool_]
@@ -192,7 +192,7 @@ class LocalEngine:
                 loss_sum, rows = loss_sum + losses, rows + len(batch.rows)
         except (ValueError, IndexError, RuntimeError, TypeError, KeyError):  # one client's data: find out whose
             return None
-        factor = algorithm.merges_one_step
+        factor = algorithm.traits.one_step_factor
         if gradient is None or factor is None or not finite(gradient):
             return None
         update = {
@@ -200,7 +200,7 @@ class LocalEngine:
         }
         clients = int(merged.sum())
         sent = clients * sum(p.nbytes for p in self._trained.values())
-        table = None if algorithm.moves_all else self._table
+        table = None if algorithm.traits.moves_all else self._table
         return ChunkResult(
             update={n: u.detach() for n, u in update.items()},
             clients=work.clients[merged].tolist(),

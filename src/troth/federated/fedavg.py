@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from troth.federated.algorithm import Aggregate, ClientReply, DeviceMemory, LocalProblem, Parameters, ServerState
+from troth.federated.algorithm import Aggregate, ClientReply, LocalProblem, Parameters, ServerState, Traits
 from troth.federated.local_optimizers import LocalTraining, descend
 from troth.federated.server_optimizers import ServerOptimizer, ServerSGD
 
@@ -38,19 +38,9 @@ class FedAvg:
     proximal: float = 0.0
 
     @property
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """Devices keep nothing."""
-        return ()
-
-    @property
-    def moves_all(self) -> bool:
-        """A parameter without gradient stays: the proximal term is zero where a parameter has not moved."""
-        return False
-
-    @property
-    def merges_one_step(self) -> float | None:
-        """Minus the learning rate with SGD: the proximal term is zero in the first step."""
-        return -self.local.learning_rate if self.local.optimizer == "sgd" else None
+    def traits(self) -> Traits:
+        """One step is linear with SGD; the proximal term is zero in the first step and where nothing has moved."""
+        return Traits(one_step_factor=-self.local.learning_rate if self.local.optimizer == "sgd" else None)
 
     def init(self, parameters: Parameters) -> ServerState:
         """Return the state before the first round."""
@@ -83,19 +73,9 @@ class FedNova:
     server: ServerOptimizer = field(default_factory=ServerSGD)
 
     @property
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """Devices keep nothing."""
-        return ()
-
-    @property
-    def moves_all(self) -> bool:
-        """A parameter without gradient stays."""
-        return False
-
-    @property
-    def merges_one_step(self) -> float | None:
-        """None: the server needs the weighted sum of steps as well."""
-        return None
+    def traits(self) -> Traits:
+        """Clients of one step are not merged: the server needs the weighted sum of steps as well."""
+        return Traits()
 
     def init(self, parameters: Parameters) -> ServerState:
         """Return the state before the first round."""

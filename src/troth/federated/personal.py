@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from troth.federated.algorithm import Aggregate, ClientReply, DeviceMemory, LocalProblem, Parameters, ServerState
+from troth.federated.algorithm import (
+    Aggregate,
+    ClientReply,
+    DeviceMemory,
+    LocalProblem,
+    Parameters,
+    ServerState,
+    Traits,
+)
 from troth.federated.fedavg import FedAvg, local_minus_global
 from troth.federated.local_optimizers import descend
 
@@ -31,19 +39,9 @@ class Ditto:
     strength: float
 
     @property
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """Each device keeps its personal model, at first the global one."""
-        return (DeviceMemory(PERSONAL, "global"),)
-
-    @property
-    def moves_all(self) -> bool:
-        """The pull towards the global model moves every parameter."""
-        return True
-
-    @property
-    def merges_one_step(self) -> float | None:
-        """None: each device trains a model of its own as well."""
-        return None
+    def traits(self) -> Traits:
+        """Each device keeps its personal model, at first the global one; the pull towards it moves every parameter."""
+        return Traits((DeviceMemory(PERSONAL, "global"),), moves_all=True)
 
     def init(self, parameters: Parameters) -> ServerState:
         """Return the state before the first round."""
@@ -78,19 +76,9 @@ class LocalHead:
     head: frozenset[str]
 
     @property
-    def memory(self) -> tuple[DeviceMemory, ...]:
+    def traits(self) -> Traits:
         """Each device keeps its head, at first the global one."""
-        return (DeviceMemory(PERSONAL, "global", self.head),)
-
-    @property
-    def moves_all(self) -> bool:
-        """A parameter without gradient stays."""
-        return False
-
-    @property
-    def merges_one_step(self) -> float | None:
-        """None: each device has a head of its own."""
-        return None
+        return Traits((DeviceMemory(PERSONAL, "global", self.head),))
 
     def init(self, parameters: Parameters) -> ServerState:
         """Return the state before the first round."""

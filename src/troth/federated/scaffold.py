@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from troth.federated.algorithm import Aggregate, ClientReply, DeviceMemory, LocalProblem, Parameters, ServerState
+from troth.federated.algorithm import (
+    Aggregate,
+    ClientReply,
+    DeviceMemory,
+    LocalProblem,
+    Parameters,
+    ServerState,
+    Traits,
+)
 from troth.federated.fedavg import local_minus_global
 from troth.federated.local_optimizers import LocalTraining, descend
 from troth.federated.server_optimizers import ServerOptimizer, ServerSGD
@@ -36,19 +44,9 @@ class Scaffold:
     server: ServerOptimizer = field(default_factory=ServerSGD)
 
     @property
-    def memory(self) -> tuple[DeviceMemory, ...]:
-        """Each device keeps its control variate, zero at first."""
-        return (DeviceMemory(CONTROL, "zeros"),)
-
-    @property
-    def moves_all(self) -> bool:
-        """The control variates move every parameter."""
-        return True
-
-    @property
-    def merges_one_step(self) -> float | None:
-        """None: each client's control variate is its own."""
-        return None
+    def traits(self) -> Traits:
+        """Each device keeps its control variate, zero at first; the variates move every parameter."""
+        return Traits((DeviceMemory(CONTROL, "zeros"),), moves_all=True)
 
     def init(self, parameters: Parameters) -> ServerState:
         """Return the state before the first round: the control variate of the server is zero."""

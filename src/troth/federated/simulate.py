@@ -143,7 +143,7 @@ def simulate(
     with locked(place) if place else nullcontext(), _as_found(model):
         identity = _identity(federation) if place else {}
         kept = None if folder is None else folder / "devices"
-        store = DeviceStore(algorithm, engine.parameters(), len(clients), kept) if algorithm.memory else None
+        store = DeviceStore(algorithm, engine.parameters(), len(clients), kept) if algorithm.traits.memory else None
         start = algorithm.init(engine.parameters())
         run = _Run(federation, algorithm, engine, rounds, store, place, identity, start)
         engine.guard = run.rounds.guard
@@ -308,7 +308,7 @@ class _Run:
 
     def personal(self, evaluate: EvaluatePersonal) -> None:
         """Put each client's own model in place of the global one and have it measured; nothing where there are none."""
-        if self.store is None or all(memory.name != PERSONAL for memory in self.algorithm.memory):
+        if self.store is None or all(memory.name != PERSONAL for memory in self.algorithm.traits.memory):
             return
         for client in evaluate.clients.tolist():
             kept = self.store.read(self.state, np.array([client]))[PERSONAL]
